@@ -1,0 +1,38 @@
+"""Kernels for binary token representations: packing, restoring, projecting, comparing and merging 1-bit tokens.
+
+Bit order: channel c lies in byte c // 8, bit c % 8 counted from the least significant; a bit is 1 iff x >= 0.
+The hops of a call: public function (`bits`, `matmul`, `hamming`, `merging`) -> operator `torch.ops.btr.*` with its
+checks, fake and gradient (`ops`) -> backend (`backends`) -> kernel (`csrc` or `backends/triton`). The meaning of
+every operator is defined in `reference`.
+"""
+
+from . import ops as _ops  # registers torch.ops.btr before anything uses it
+from .backends import BackendStatus, backends, current_backend, use_backend
+from .bits import binarize, calibrate_scale, pack_bits, sign_scale, unpack_bits
+from .hamming import Neighbours, hamming_distance, hamming_topk
+from .matmul import PreparedWeight, prepare_weight, unpack_matmul
+from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendStatus",
+    "MergePlan",
+    "Neighbours",
+    "PreparedWeight",
+    "backends",
+    "binarize",
+    "calibrate_scale",
+    "current_backend",
+    "hamming_distance",
+    "hamming_topk",
+    "match_tokens",
+    "merge_bits",
+    "merge_tokens",
+    "pack_bits",
+    "prepare_weight",
+    "sign_scale",
+    "unpack_bits",
+    "unpack_matmul",
+    "use_backend",
+]

@@ -1,0 +1,136 @@
+"""Which implementation runs an operator: chosen by name, or by device when the choice is "auto".
+
+A backend is a module with
+- `DEVICES`: the device types whose tensors it takes,
+- `why_not() -> str | None`: why it cannot run here, or None if it can,
+- `kernel(operator) -> callable | None`: its implementation of an operator, called with the operator's arguments
+  followed by the result tensors to fill (see `btr_kernels.ops.define`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import torch
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+#: What "auto" tries, in order, for tensors of a device type.
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_chosen: ContextVar[str | None] = ContextVar("btr_backend", default=None)
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run in this process, and if not why (`reason`)."""
+
+    name: str
+    available: bool
+    reason: str
+    devices: tuple[str, ...]
+
+
+class use_backend(ContextDecorator):
+    """Run operators on one backend within a `with` block (or a decorated function).
+
+    Args:
+        name: "reference", "cpu", "triton", "cuda" or "auto". "triton" takes CPU tensors when TRITON_INTERPRET=1
+            was set before Triton was imported.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend cannot run here; the message says why. Only "auto" falls back.
+
+    The choice is read inside the operator each time it runs, so it also holds for a compiled function called in
+    the block. Opening a block inside a compiled function breaks the graph (an error under fullgraph=True).
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     bits = pack_bits(torch.randn(4, 768))
+    """
+
+    def __init__(self, name: str):
+        self.name = _checked(name)
+        self._tokens = []
+
+    @torch.compiler.disable
+    def __enter__(self) -> use_backend:
+        self._tokens.append(_chosen.set(self.name))
+        return self
+
+    @torch.compiler.disable
+    def __exit__(self, *exception) -> None:
+        _chosen.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> use_backend:
+        return use_backend(self.name)
+
+
+def current_backend() -> str:
+    """The backend asked for by `use_backend` or, outside of it, by the environment variable BTR_BACKEND."""
+    return _chosen.get() or _default()
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, with whether it can run here and why not.
+
+    Example:
+        >>> backends()["reference"].available
+        True
+    """
+    found = {}
+    for name in NAMES:
+        module = _module(name)
+        reason = module.why_not()
+        found[name] = BackendStatus(name, reason is None, reason or "", module.DEVICES)
+    return found
+
+
+def resolve(operator: str, device: torch.device) -> Callable[..., None]:
+    """The kernel that runs `operator` on tensors of `device` under the current choice of backend."""
+    return _resolve(_chosen.get() or _default(), operator, device.type)
+
+
+@cache
+def _resolve(name: str, operator: str, device_type: str) -> Callable[..., None]:
+    if name == "auto":
+        if device_type not in _AUTO:
+            raise ValueError(f"device: expected a tensor on {' or '.join(_AUTO)}, got {device_type}")
+        for candidate in _AUTO[device_type]:
+            module = _module(candidate)
+            if module.why_not() is None and (kernel := module.kernel(operator)) is not None:
+                return kernel
+    module = _module(name)
+    if device_type not in module.DEVICES:
+        raise ValueError(
+            f"device: backend {name!r} takes tensors on {' or '.join(module.DEVICES)}, got {device_type}"
+        )
+    kernel = module.kernel(operator)
+    if kernel is None:
+        raise NotImplementedError(f"backend {name!r} has no kernel for {operator} yet; use 'auto' or 'reference'")
+    return kernel
+
+
+def _checked(name: str) -> str:
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"backend: expected one of {', '.join((*NAMES, 'auto'))}, got {name!r}")
+    if name != "auto" and (reason := _module(name).why_not()) is not None:
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+    return name
+
+
+@cache
+def _default() -> str:
+    return _checked(os.environ.get("BTR_BACKEND", "auto"))
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __name__)

@@ -1,0 +1,208 @@
+"""Packing, unpacking and binarization: the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from . import checks, reference
+
+ops = torch.ops.btr
+
+
+def _no_gradient_through_out(out: Tensor | None, *inputs: Tensor | None) -> None:
+    if out is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        raise ValueError("out: expected None where an input requires grad, since writing into out is not differentiable")
+
+
+def _check_norm(norm: str | None, eps: float) -> str:
+    checks.norm("norm", norm)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a float >= 0, got {eps}")
+    return norm or "none"
+
+
+def pack_bits(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Pack the signs of x, one bit a channel: channel c in byte c // 8, bit c % 8 from the least significant.
+
+    A bit is 1 iff x >= 0: +0.0 and -0.0 give 1, NaN gives 0. Bits past d are 0. The layout is that of
+    `numpy.packbits(x >= 0, axis=-1, bitorder="little")` and of the codes of `faiss.IndexBinary*`.
+
+    Args:
+        x: (..., d) float32, float16, bfloat16 or bool; any strides.
+        out: where to write, uint8 (..., ceil(d / 8)).
+
+    Returns:
+        uint8 (..., ceil(d / 8)).
+
+    Raises:
+        TypeError, ValueError: wrong dtype or shape; the message names the argument.
+
+    Example:
+        >>> pack_bits(torch.tensor([[1.0, -2.0, 0.0, -0.0]]))
+        tensor([[13]], dtype=torch.uint8)
+
+    Source: BTR (arXiv 2310.01329), section on calibrated binarization: b = sign(norm(h)).
+    """
+    checks.is_tensor("x", x)
+    if out is None:
+        return ops.pack_bits(x)
+    checks.is_tensor("out", out)
+    ops.pack_bits_out(x, out)
+    return out
+
+
+def unpack_bits(
+    bits: Tensor,
+    d: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    token_scale: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Restore floats from packed bits: token_scale * scale * (+-1) + bias.
+
+    Args:
+        bits: uint8 (..., ceil(d / 8)); pad bits are ignored.
+        d: number of channels.
+        scale: (d,) float, 1 if None. In BTR the norm's scale, or the restore scale E|h_c|.
+        bias: (d,) float, 0 if None.
+        token_scale: (...,) float, one factor a token, 1 if None.
+        dtype: float32, float16 or bfloat16; computed in float32 and rounded once.
+        out: where to write, (..., d) of `dtype` (which is then taken from `out`).
+
+    Returns:
+        (..., d) of `dtype`; differentiable in scale, bias and token_scale.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; the message names the argument.
+
+    Example:
+        >>> unpack_bits(torch.tensor([[13]], dtype=torch.uint8), 4, scale=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([[ 1., -2.,  3.,  4.]])
+    """
+    checks.is_tensor("bits", bits)
+    for name, value in (("scale", scale), ("bias", bias), ("token_scale", token_scale), ("out", out)):
+        checks.is_optional_tensor(name, value)
+    if out is None:
+        return ops.unpack_bits(bits, d, scale, bias, token_scale, dtype)
+    _no_gradient_through_out(out, scale, bias, token_scale)
+    ops.unpack_bits_out(bits, d, scale, bias, token_scale, out.dtype, out)
+    return out
+
+
+def binarize(
+    x: Tensor, norm: str | None = None, eps: float = 1e-6, return_magnitude: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Packed signs of the normalised x, and on request what the normalisation divided by, in one pass over x.
+
+    Args:
+        x: (..., d) float32, float16 or bfloat16.
+        norm: None or "rms": exactly the bits of x, since dividing by the RMS keeps signs. "layer": the bits of
+            x - mean(x), bit 1 iff x >= mean(x).
+        eps: added under the square root of the magnitude.
+        return_magnitude: also return the magnitude.
+
+    Returns:
+        bits uint8 (..., ceil(d / 8)); with `return_magnitude` also float32 (...,): sqrt(mean(x**2) + eps), or
+        sqrt(var(x) + eps) for "layer" (population variance).
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or norm; the message names the argument.
+
+    Example:
+        >>> bits, rms = binarize(torch.tensor([[3.0, -4.0]]), norm="rms", return_magnitude=True)
+
+    Source: BTR (arXiv 2310.01329), calibrated binarization inside the normalisation.
+    """
+    checks.is_tensor("x", x)
+    bits, magnitude = ops.binarize(x, _check_norm(norm, eps), eps, bool(return_magnitude))
+    return (bits, magnitude) if return_magnitude else bits
+
+
+def sign_scale(
+    x: Tensor,
+    scale: Tensor,
+    norm: str | None = None,
+    eps: float = 1e-6,
+    grad: str | tuple[str, float] = "ste",
+    clamp: float = 2.0,
+) -> Tensor:
+    """scale * sign(norm(x)): binarization as training sees it, differentiable in x and scale.
+
+    Forward it is what `unpack_bits(binarize(x, norm), d, scale)` gives. Backward the sign's derivative is
+    replaced; the norm's own Jacobian is exact.
+
+    Args:
+        x: (..., d) float32, float16 or bfloat16.
+        scale: (d,) float.
+        norm: None, "rms" or "layer", as in `binarize`.
+        eps: added under the norm's square root.
+        grad: "ste" (straight through: derivative 1 where abs(norm(x)) <= clamp, else 0) or ("tanh", beta) (the
+            derivative of tanh(beta * norm(x)), beta > 0, to be annealed upwards).
+        clamp: half-width of the straight-through window, > 0; unused for "tanh".
+
+    Returns:
+        (..., d) in x's dtype.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, norm, grad or clamp; the message names the argument.
+
+    Example:
+        >>> x = torch.randn(4, 768, requires_grad=True)
+        >>> sign_scale(x, torch.ones(768), norm="rms", grad=("tanh", 4.0)).sum().backward()
+
+    Source: BTR (arXiv 2310.01329), calibrated binarization; the annealed tanh is BPR's (arXiv 2106.00882).
+    """
+    checks.is_tensor("x", x)
+    checks.is_tensor("scale", scale)
+    kind, limit = ("ste", clamp) if grad == "ste" else _tanh(grad)
+    if not limit > 0:
+        raise ValueError(f"{'clamp' if kind == 'ste' else 'grad'}: expected a number > 0, got {limit}")
+    return ops.sign_scale(x, scale, _check_norm(norm, eps), eps, kind, limit)
+
+
+def _tanh(grad: object) -> tuple[str, float]:
+    if isinstance(grad, (tuple, list)) and len(grad) == 2 and grad[0] == "tanh" and isinstance(grad[1], (int, float)):
+        return "tanh", float(grad[1])
+    raise ValueError(f"grad: expected 'ste' or ('tanh', beta), got {grad!r}")
+
+
+def calibrate_scale(batches: Iterable[Tensor], norm: str | None = None, eps: float = 1e-6) -> Tensor:
+    """Per-channel mean of abs(norm(x)): the scale for which scale * sign(norm(x)) has the least squared error.
+
+    Args:
+        batches: tensors (..., d), all of one d and device, float32, float16 or bfloat16; read once, one at a time.
+        norm: None, "rms" or "layer", as in `binarize`.
+        eps: added under the norm's square root.
+
+    Returns:
+        float32 (d,), accumulated in float64.
+
+    Raises:
+        TypeError, ValueError: a batch of another kind, or no token at all.
+
+    Example:
+        >>> rho = calibrate_scale([torch.randn(128, 768) for _ in range(4)])
+    """
+    kind = _check_norm(norm, eps)
+    if isinstance(batches, Tensor):
+        raise TypeError("batches: expected an iterable of tensors, got one Tensor; pass [x]")
+    total, count = None, 0
+    for x in batches:
+        checks.is_tensor("batches", x)
+        checks.floats("batches", x)
+        if total is not None and x.shape[-1] != total.shape[0]:
+            raise ValueError(f"batches: expected {total.shape[0]} channels as in the first, got {tuple(x.shape)}")
+        size = reference.normalise(x.detach(), kind, eps).abs().flatten(0, -2).sum(0, dtype=torch.float64)
+        total = size if total is None else total + size
+        count += x.numel() // x.shape[-1]
+    if not count:
+        raise ValueError("batches: expected at least one token, got none")
+    return (total / count).float()

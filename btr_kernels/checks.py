@@ -1,0 +1,115 @@
+"""Argument checks shared by all operators: each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NORMS = ("rms", "layer")
+
+
+def is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def is_optional_tensor(name: str, value: object) -> None:
+    if value is not None:
+        is_tensor(name, value)
+
+
+def is_int(name: str, value: object, low: int) -> None:
+    # torch.SymInt is what an int becomes under torch.compile with dynamic shapes.
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name}: expected an int >= {low}, got {value}")
+
+
+def has_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name}: expected dtype {_either(allowed)}, got {tensor.dtype}")
+
+
+def is_dtype(name: str, dtype: object, allowed: Sequence[torch.dtype]) -> None:
+    if dtype not in allowed:
+        raise TypeError(f"{name}: expected {_either(allowed)}, got {dtype}")
+
+
+def has_shape(name: str, tensor: Tensor, shape: Sequence[int], meaning: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {meaning} = {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def has_dims(name: str, tensor: Tensor, count: int, meaning: str, *, at_least: bool = False) -> None:
+    if not (tensor.dim() >= count if at_least else tensor.dim() == count):
+        raise ValueError(f"{name}: expected shape {meaning}, got {tuple(tensor.shape)}")
+
+
+def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, as the other arguments, got {tensor.device}")
+
+
+def floats(name: str, x: Tensor) -> None:
+    """Float vectors (..., d), d >= 1."""
+    has_dtype(name, x, FLOATS)
+    _vectors(name, x, "(..., d)")
+
+
+def packed(name: str, bits: Tensor, dims: int = 1, meaning: str = "(..., w)") -> None:
+    """Packed tokens (..., w), w >= 1 bytes."""
+    has_dtype(name, bits, (torch.uint8,))
+    _vectors(name, bits, meaning, dims)
+
+
+def packed_for(name: str, bits: Tensor, d: int) -> None:
+    """Packed tokens whose bytes hold exactly d channels."""
+    packed(name, bits)
+    if bits.shape[-1] != (d + 7) // 8:
+        raise ValueError(
+            f"{name}: expected {(d + 7) // 8} bytes in the last dimension for d = {d}, got shape {tuple(bits.shape)}"
+        )
+
+
+def channels(name: str, vector: Tensor | None, d: int, device: torch.device, meaning: str = "(d,)") -> None:
+    """An optional float vector with one entry a channel."""
+    if vector is not None:
+        has_dtype(name, vector, FLOATS)
+        has_shape(name, vector, (d,), meaning)
+        on_device(name, vector, device)
+
+
+def per_token(name: str, values: Tensor | None, shape: Sequence[int], device: torch.device) -> None:
+    """An optional float for every token."""
+    if values is not None:
+        has_dtype(name, values, FLOATS)
+        has_shape(name, values, shape, "(...)")
+        on_device(name, values, device)
+
+
+def integers(name: str, values: Tensor | None, shape: Sequence[int], meaning: str, device: torch.device) -> None:
+    """An optional int32 or int64 tensor of a given shape."""
+    if values is not None:
+        has_dtype(name, values, (torch.int32, torch.int64))
+        has_shape(name, values, shape, meaning)
+        on_device(name, values, device)
+
+
+def norm(name: str, value: object) -> None:
+    if value is not None and value not in NORMS:
+        raise ValueError(f"{name}: expected None, 'rms' or 'layer', got {value!r}")
+
+
+def _vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> None:
+    has_dims(name, x, dims, meaning, at_least=True)
+    if x.shape[-1] < 1:
+        raise ValueError(f"{name}: expected at least one channel in the last dimension, got shape {tuple(x.shape)}")
+
+
+def _either(choices: Sequence[object]) -> str:
+    return " or ".join(str(c) for c in choices)

@@ -1,0 +1,155 @@
+"""The fused binary-to-float projection and prepared weights: the public functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .bits import _no_gradient_through_out
+
+ops = torch.ops.btr
+
+PRECISIONS = ("exact", "fast", "int8", "fp8")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PreparedWeight:
+    """A weight made ready for repeated `unpack_matmul` calls by `prepare_weight`; immutable, inference only.
+
+    W = row_scale[:, None] * data, with any scale folded in.
+
+    Attributes:
+        data: (N, d), float or int8.
+        row_scale: float32 (N,), or None for 1.
+        precision: "exact", "fast", "int8" or "fp8".
+        dtype: the dtype of the weight it was made from: the default dtype of results.
+    """
+
+    data: Tensor
+    row_scale: Tensor | None
+    precision: str
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, d), as in `torch.nn.Linear.weight`."""
+        return self.data.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def to(self, device: torch.device | str) -> PreparedWeight:
+        """A copy on another device (or this object if it is there already)."""
+        if self.device == torch.device(device):
+            return self
+        row_scale = None if self.row_scale is None else self.row_scale.to(device)
+        return PreparedWeight(self.data.to(device), row_scale, self.precision, self.dtype)
+
+    def __repr__(self) -> str:
+        n, d = self.shape
+        return f"PreparedWeight({n}, {d}, precision={self.precision!r}, dtype={self.dtype}, device={self.device})"
+
+
+def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str = "exact") -> PreparedWeight:
+    """Fold the scale into a weight and round it once, for any number of `unpack_matmul` calls.
+
+    Args:
+        weight: (N, d) float32, float16 or bfloat16, as in `torch.nn.Linear`.
+        scale: (d,) float, folded in; None for 1.
+        precision: "exact": the error of PyTorch itself at the weight's dtype. "fast": relative Frobenius error of
+            the product <= 1e-3 for float32 weights (on the CPU the same as "exact" at present). "int8": 8 bits an
+            entry with one factor a row, relative error <= 1.2e-2 on Gaussian weights, a quarter of the memory.
+            "fp8": only on GPUs that have it.
+
+    Returns:
+        PreparedWeight.
+
+    Raises:
+        TypeError, ValueError: wrong dtype or shape, an unknown precision, one that the device lacks, or a weight
+            or scale with infinities or NaN.
+
+    Example:
+        >>> w = prepare_weight(torch.randn(2048, 768), scale=torch.rand(768), precision="int8")
+        >>> unpack_matmul(pack_bits(torch.randn(10, 768)), w).shape
+        torch.Size([10, 2048])
+    """
+    checks.is_tensor("weight", weight)
+    checks.is_optional_tensor("scale", scale)
+    checks.has_dtype("weight", weight, checks.FLOATS)
+    checks.has_dims("weight", weight, 2, "(N, d)")
+    checks.channels("scale", scale, weight.shape[1], weight.device)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "fp8":
+        raise ValueError(f"precision: 'fp8' needs a GPU backend that has it, got a weight on {weight.device}")
+    with torch.no_grad():
+        w = weight.detach() if scale is None else weight.detach().float() * scale.detach().float()
+        if not bool(torch.isfinite(w).all()):
+            raise ValueError("weight: expected finite values (times scale), got infinity or NaN")
+        if precision == "int8":
+            # Powers of the row's largest entry would cost precision; a row of zeros keeps the factor 1.
+            largest = w.float().abs().amax(1) if w.shape[1] else w.new_ones(w.shape[0])
+            row_scale = torch.where(largest > 0, largest / 127, 1.0)
+            data = (w.float() / row_scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+            return PreparedWeight(data, row_scale, precision, weight.dtype)
+        # A private copy: changing the weight afterwards must not change what was prepared.
+        return PreparedWeight(w.clone(memory_format=torch.contiguous_format), None, precision, weight.dtype)
+
+
+def unpack_matmul(
+    bits: Tensor,
+    weight: Tensor | PreparedWeight,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    token_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Project packed tokens: token_scale * ((+-1 * scale) @ weight.T) + bias, without unpacking them to memory.
+
+    Args:
+        bits: uint8 (..., ceil(d / 8)); pad bits are ignored.
+        weight: (N, d) float32, float16 or bfloat16 as in `torch.nn.Linear`, or what `prepare_weight` made of it.
+        scale: (d,) float, one factor a channel; None for 1, and for a prepared weight, which holds its own.
+        bias: (N,) float.
+        token_scale: (...,) float, one factor a token.
+        out_dtype: float32, float16 or bfloat16; the weight's by default.
+        out: where to write, (..., N) of the result's dtype.
+
+    Returns:
+        (..., N), accumulated in float32; differentiable in weight, scale, bias and token_scale (a prepared weight:
+        in nothing).
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device, or a second scale; the message names the argument.
+
+    Example:
+        >>> bits = pack_bits(torch.randn(40, 128, 768))
+        >>> unpack_matmul(bits, torch.randn(2048, 768), scale=torch.rand(768)).shape
+        torch.Size([40, 128, 2048])
+
+    Source: BTR (arXiv 2310.01329): restored states are read by the first projection of the joint layers.
+    """
+    checks.is_tensor("bits", bits)
+    for name, value in (("scale", scale), ("bias", bias), ("token_scale", token_scale), ("out", out)):
+        checks.is_optional_tensor(name, value)
+    if isinstance(weight, PreparedWeight):
+        if scale is not None:
+            raise ValueError("scale: expected None, since the prepared weight already holds its scale")
+        name, head, differentiable = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision), ()
+    else:
+        checks.is_tensor("weight", weight)
+        name, head, differentiable = "unpack_matmul", (weight, scale), (weight, scale, bias, token_scale)
+    if out_dtype is None:
+        out_dtype = weight.dtype if out is None else out.dtype
+    args = (bits, *head, bias, token_scale, out_dtype)
+    if out is None:
+        return getattr(ops, name)(*args)
+    _no_gradient_through_out(out, *differentiable)
+    getattr(ops, f"{name}_out")(*args, out)
+    return out

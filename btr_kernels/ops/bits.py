@@ -1,0 +1,115 @@
+"""Schemas, checks, fakes and gradients of packing, unpacking and binarization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .define import Result, define, register_autograd
+
+
+def _pack_bits(x: Tensor) -> list[Result]:
+    checks.has_dtype("x", x, (*checks.FLOATS, torch.bool))
+    checks.has_dims("x", x, 1, "(..., d)", at_least=True)
+    d = x.shape[-1]
+    if d < 1:
+        raise ValueError(f"x: expected at least one channel in the last dimension, got shape {tuple(x.shape)}")
+    return [Result((*x.shape[:-1], (d + 7) // 8), torch.uint8)]
+
+
+define("pack_bits", "Tensor x", _pack_bits, out=True)
+
+
+def _unpack_bits(
+    bits: Tensor, d: int, scale: Tensor | None, bias: Tensor | None, token_scale: Tensor | None, dtype: torch.dtype
+) -> list[Result]:
+    checks.is_int("d", d, 1)
+    checks.packed_for("bits", bits, d)
+    checks.channels("scale", scale, d, bits.device)
+    checks.channels("bias", bias, d, bits.device)
+    checks.per_token("token_scale", token_scale, bits.shape[:-1], bits.device)
+    checks.is_dtype("dtype", dtype, checks.FLOATS)
+    return [Result((*bits.shape[:-1], d), dtype)]
+
+
+define(
+    "unpack_bits",
+    "Tensor bits, SymInt d, Tensor? scale, Tensor? bias, Tensor? token_scale, ScalarType dtype",
+    _unpack_bits,
+    out=True,
+)
+
+
+def _unpack_bits_context(ctx, inputs, output) -> None:
+    bits, ctx.d, scale, bias, token_scale, _ = inputs
+    ctx.bias_dtype = bias.dtype if bias is not None else None
+    ctx.save_for_backward(bits, scale, token_scale)
+
+
+def _unpack_bits_backward(ctx, grad):
+    bits, scale, token_scale = ctx.saved_tensors
+    _, _, need_scale, need_bias, need_token_scale, _ = ctx.needs_input_grad
+    g = grad.float()
+    grad_scale = grad_bias = grad_token_scale = None
+    if need_bias:
+        grad_bias = g.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+    if need_scale or need_token_scale:
+        signed = g * torch.ops.btr.unpack_bits(bits, ctx.d, None, None, None, torch.float32)
+    if need_scale:
+        weighted = signed if token_scale is None else signed * token_scale.float().unsqueeze(-1)
+        grad_scale = weighted.flatten(0, -2).sum(0).to(scale.dtype)
+    if need_token_scale:
+        grad_token_scale = (signed if scale is None else signed * scale.float()).sum(-1).to(token_scale.dtype)
+    return None, None, grad_scale, grad_bias, grad_token_scale, None
+
+
+register_autograd("unpack_bits", _unpack_bits_context, _unpack_bits_backward)
+
+
+def _binarize(x: Tensor, norm: str, eps: float, magnitude: bool) -> list[Result]:
+    checks.floats("x", x)
+    leading, d = x.shape[:-1], x.shape[-1]
+    return [
+        Result((*leading, (d + 7) // 8), torch.uint8),
+        Result(leading if magnitude else (0,), torch.float32),
+    ]
+
+
+define("binarize", "Tensor x, str norm, float eps, bool magnitude", _binarize, results=2)
+
+
+_SIGN_SCALE = "Tensor x, Tensor scale, str norm, float eps, str grad, float limit"
+
+
+def _sign_scale(x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float) -> list[Result]:
+    checks.floats("x", x)
+    checks.channels("scale", scale, x.shape[-1], x.device)
+    return [Result(x.shape, x.dtype)]
+
+
+def _sign_scale_backward(
+    grad_out: Tensor, x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float
+) -> list[Result]:
+    _sign_scale(x, scale, norm, eps, grad, limit)
+    checks.has_dtype("grad_out", grad_out, (x.dtype,))
+    checks.has_shape("grad_out", grad_out, x.shape, "that of x")
+    checks.on_device("grad_out", grad_out, x.device)
+    return [Result(x.shape, x.dtype), Result(scale.shape, scale.dtype)]
+
+
+define("sign_scale", _SIGN_SCALE, _sign_scale)
+define("sign_scale_backward", f"Tensor grad_out, {_SIGN_SCALE}", _sign_scale_backward, results=2)
+
+
+def _sign_scale_context(ctx, inputs, output) -> None:
+    x, scale, *ctx.options = inputs
+    ctx.save_for_backward(x, scale)
+
+
+def _sign_scale_gradients(ctx, grad):
+    grad_x, grad_scale = torch.ops.btr.sign_scale_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return grad_x, grad_scale, None, None, None, None
+
+
+register_autograd("sign_scale", _sign_scale_context, _sign_scale_gradients)

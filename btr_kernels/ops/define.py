@@ -1,0 +1,114 @@
+"""How an operator is registered: once, for every device and backend.
+
+An operator is a schema plus a `meta` function that checks the arguments and tells the shape and dtype of each
+result. From these two come the fake (for torch.compile), the implementation (check, allocate, call the backend
+chosen at run time) and, where asked for, the `<name>_out` variant that writes into given tensors.
+
+Backends therefore never check and never allocate results: they receive the schema's arguments followed by the
+result tensors, contiguous and of the right shape, dtype and device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+_library = torch.library.Library("btr", "DEF")
+
+#: True when BTR_DEBUG=1: values inside tensors (lengths, slots) are then checked on GPUs too, with a host sync.
+CHECK_GPU_VALUES = os.environ.get("BTR_DEBUG", "0") == "1"
+
+
+class Result(NamedTuple):
+    """Shape and dtype of one result; its device is that of the operator's first tensor."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+
+def define(
+    name: str,
+    arguments: str,
+    meta: Callable[..., list[Result]],
+    *,
+    results: int = 1,
+    check_values: Callable[..., None] | None = None,
+    out: bool = False,
+) -> None:
+    """Register `btr::<name>(arguments)` with `results` tensor results.
+
+    `meta(*args)` raises ValueError or TypeError on wrong arguments. `check_values(*args)` reads tensor contents:
+    it runs on the CPU always and on other devices only under BTR_DEBUG=1. `out=True` adds `btr::<name>_out`,
+    whose last arguments are the results to write. The first argument is always a tensor.
+    """
+
+    def run(args: tuple, outs: list[Tensor]) -> None:
+        device = args[0].device
+        if check_values is not None and (device.type == "cpu" or CHECK_GPU_VALUES):
+            check_values(*args)
+        backends.resolve(name, device)(*args, *outs)
+
+    def allocate(args: tuple) -> list[Tensor]:
+        return [args[0].new_empty(shape, dtype=dtype) for shape, dtype in meta(*args)]
+
+    def implementation(*args):
+        outs = allocate(args)
+        run(args, outs)
+        return outs[0] if results == 1 else tuple(outs)
+
+    def fake(*args):
+        outs = allocate(args)
+        return outs[0] if results == 1 else tuple(outs)
+
+    returns = "Tensor" if results == 1 else "(" + ", ".join(["Tensor"] * results) + ")"
+    _register(f"{name}({arguments}) -> {returns}", implementation, fake)
+    if not out:
+        return
+
+    def check_out(args: tuple, outs: list[Tensor]) -> None:
+        for tensor, expected in zip(outs, meta(*args), strict=True):
+            _check_out(tensor, expected, args[0].device)
+
+    def out_implementation(*args):
+        args, outs = args[:-results], list(args[-results:])
+        check_out(args, outs)
+        written = [o if o.is_contiguous() else torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
+        run(args, written)
+        for o, w in zip(outs, written, strict=True):
+            if o is not w:
+                o.copy_(w)
+
+    def out_fake(*args):
+        check_out(args[:-results], list(args[-results:]))
+
+    names = ["out"] if results == 1 else [f"out{i}" for i in range(results)]
+    written = ", ".join(f"Tensor({chr(97 + i)}!) {n}" for i, n in enumerate(names))
+    _register(f"{name}_out({arguments}, {written}) -> ()", out_implementation, out_fake)
+
+
+def _register(schema: str, implementation: Callable, fake: Callable) -> None:
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"btr::{name}", fake, lib=_library)
+
+
+def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
+    """Gradients of `btr::<name>`; only for operators that have them, since the formula costs 6 us a call."""
+    torch.library.register_autograd(f"btr::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def _check_out(out: Tensor, expected: Result, device: torch.device) -> None:
+    shape = tuple(expected.shape)
+    if out.dtype != expected.dtype:
+        raise TypeError(f"out: expected dtype {expected.dtype}, got {out.dtype}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
+    if out.device != device:
+        raise ValueError(f"out: expected device {device}, got {out.device}")

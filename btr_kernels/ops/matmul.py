@@ -1,0 +1,111 @@
+"""Schemas, checks, fakes and gradients of the fused binary-to-float projection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .define import Result, define, register_autograd
+
+_WEIGHTS = checks.FLOATS
+
+
+def _epilogue(
+    bits: Tensor, n: int, bias: Tensor | None, token_scale: Tensor | None, out_dtype: torch.dtype
+) -> list[Result]:
+    checks.channels("bias", bias, n, bits.device, "(N,)")
+    checks.per_token("token_scale", token_scale, bits.shape[:-1], bits.device)
+    checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
+    return [Result((*bits.shape[:-1], n), out_dtype)]
+
+
+def _weight(name: str, weight: Tensor, bits: Tensor, allowed: tuple[torch.dtype, ...]) -> tuple[int, int]:
+    checks.has_dtype(name, weight, allowed)
+    checks.has_dims(name, weight, 2, "(N, d)")
+    n, d = weight.shape
+    if d < 1:
+        raise ValueError(f"{name}: expected (N, d) with d >= 1, got {tuple(weight.shape)}")
+    checks.on_device(name, weight, bits.device)
+    checks.packed_for("bits", bits, d)
+    return n, d
+
+
+def _unpack_matmul(
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> list[Result]:
+    n, d = _weight("weight", weight, bits, _WEIGHTS)
+    checks.channels("scale", scale, d, bits.device)
+    return _epilogue(bits, n, bias, token_scale, out_dtype)
+
+
+define(
+    "unpack_matmul",
+    "Tensor bits, Tensor weight, Tensor? scale, Tensor? bias, Tensor? token_scale, ScalarType out_dtype",
+    _unpack_matmul,
+    out=True,
+)
+
+
+def _context(ctx, inputs, output) -> None:
+    bits, weight, scale, bias, token_scale, _ = inputs
+    ctx.bias_dtype = bias.dtype if bias is not None else None
+    ctx.save_for_backward(bits, weight, scale, token_scale)
+
+
+def _backward(ctx, grad):
+    bits, weight, scale, token_scale = ctx.saved_tensors
+    _, need_weight, need_scale, need_bias, need_token_scale, _ = ctx.needs_input_grad
+    grad_weight = grad_scale = grad_bias = grad_token_scale = None
+    g = grad.flatten(0, -2).float()
+    if need_bias:
+        grad_bias = g.sum(0).to(ctx.bias_dtype)
+    if need_token_scale:
+        plain = torch.ops.btr.unpack_matmul(bits, weight, scale, None, None, torch.float32)
+        grad_token_scale = (grad.float() * plain).sum(-1).to(token_scale.dtype)
+    if token_scale is not None:
+        g = g * token_scale.flatten().float().unsqueeze(-1)
+    if need_weight or need_scale:
+        signs = torch.ops.btr.unpack_bits(bits, weight.shape[1], None, None, None, torch.float32).flatten(0, -2)
+        # Both follow from the gradient of the product W * scale, an (N, d) matrix: no (M, d) gradient is needed.
+        grad_product = g.T @ signs
+        if need_weight:
+            scaled = grad_product if scale is None else grad_product * scale.float()
+            grad_weight = scaled.to(weight.dtype)
+        if need_scale:
+            grad_scale = (grad_product * weight.float()).sum(0).to(scale.dtype)
+    return None, grad_weight, grad_scale, grad_bias, grad_token_scale, None
+
+
+register_autograd("unpack_matmul", _context, _backward)
+
+
+def _unpack_matmul_prepared(
+    bits: Tensor,
+    data: Tensor,
+    row_scale: Tensor | None,
+    precision: str,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> list[Result]:
+    n, _ = _weight("weight", data, bits, (*_WEIGHTS, torch.int8))
+    if row_scale is not None:
+        checks.has_dtype("row_scale", row_scale, (torch.float32,))
+        checks.has_shape("row_scale", row_scale, (n,), "(N,)")
+        checks.on_device("row_scale", row_scale, bits.device)
+    return _epilogue(bits, n, bias, token_scale, out_dtype)
+
+
+define(
+    "unpack_matmul_prepared",
+    "Tensor bits, Tensor data, Tensor? row_scale, str precision, Tensor? bias, Tensor? token_scale, "
+    "ScalarType out_dtype",
+    _unpack_matmul_prepared,
+    out=True,
+)

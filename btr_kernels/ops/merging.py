@@ -1,0 +1,157 @@
+"""Schemas, checks, fakes and gradients of token matching and merging."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .define import Result, define, register_autograd
+
+_INT32_MAX = 2**31 - 1
+
+
+def _passages(tokens: Tensor, name: str, cu_seqlens: Tensor | None) -> int:
+    """Number of passages, after checking that tokens are (B, n, ...) or, with cu_seqlens, (total, ...)."""
+    if cu_seqlens is None:
+        checks.has_dims(name, tokens, 3, "(B, n, ...)")
+        return tokens.shape[0]
+    checks.has_dims(name, tokens, 2, "(total, ...), since cu_seqlens was given")
+    checks.has_dtype("cu_seqlens", cu_seqlens, (torch.int32, torch.int64))
+    checks.has_dims("cu_seqlens", cu_seqlens, 1, "(B + 1,)")
+    checks.on_device("cu_seqlens", cu_seqlens, tokens.device)
+    if cu_seqlens.shape[0] < 1:
+        raise ValueError("cu_seqlens: expected shape (B + 1,), got (0,)")
+    return cu_seqlens.shape[0] - 1
+
+
+def _check_offsets(name: str, cu_seqlens: Tensor, total: int, *, ends_at_total: bool = True) -> None:
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or (last != total if ends_at_total else last > total):
+        raise ValueError(f"{name}: expected offsets from 0 to {total}, got {first} to {last}")
+    if bool((cu_seqlens.diff() < 0).any()):
+        raise ValueError(f"{name}: expected offsets that never decrease")
+
+
+def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    if values.numel():
+        least, most = (int(v) for v in values.aminmax())
+        if least < low or most > high:
+            raise ValueError(f"{name}: expected values from {low} to {high}, got {least} to {most}")
+
+
+def _match_tokens(
+    bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None
+) -> list[Result]:
+    checks.packed("bits", bits)
+    batch = _passages(bits, "bits", cu_seqlens)
+    checks.integers("keep", keep, (batch,), "(B,)", bits.device)
+    if lengths is not None and cu_seqlens is not None:
+        raise ValueError("lengths: expected None together with cu_seqlens, which already tells the lengths")
+    checks.integers("lengths", lengths, (batch,), "(B,)", bits.device)
+    return [Result(bits.shape[:-1], torch.int32), Result((batch,), torch.int32)]
+
+
+def _check_match_values(
+    bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
+    _check_range("keep", keep, 1, 2**63 - 1)
+    if lengths is not None:
+        _check_range("lengths", lengths, 0, bits.shape[1])
+    if cu_seqlens is not None:
+        _check_offsets("cu_seqlens", cu_seqlens, bits.shape[0])
+
+
+define(
+    "match_tokens",
+    "Tensor bits, Tensor keep, Tensor? lengths, Tensor? cu_seqlens",
+    _match_tokens,
+    results=2,
+    check_values=_check_match_values,
+)
+
+
+def _merge(
+    tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
+) -> list[Result]:
+    batch = _passages(tokens, "tokens", cu_in)
+    checks.has_dtype("plan.slot", slot, (torch.int32,))
+    checks.has_shape("plan.slot", slot, tokens.shape[:-1], "that of the tokens")
+    checks.on_device("plan.slot", slot, tokens.device)
+    if sizes is not None:
+        checks.has_dtype("sizes", sizes, (torch.int32,))
+        checks.has_shape("sizes", sizes, tokens.shape[:-1], "that of the tokens")
+        checks.on_device("sizes", sizes, tokens.device)
+    if (cu_in is None) != (cu_out is None):
+        raise ValueError("plan: expected both the old and the new cu_seqlens or neither, got one")
+    checks.integers("plan.cu_seqlens", cu_out, (batch + 1,), "(B + 1,)", tokens.device)
+    checks.is_int("rows", rows, 0)
+    shape = (rows,) if cu_in is not None else (batch, rows)
+    return [Result((*shape, tokens.shape[-1]), tokens.dtype), Result(shape, torch.int32)]
+
+
+def _check_merge_values(
+    tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
+) -> None:
+    if sizes is not None:
+        _check_range("sizes", sizes, 0, _INT32_MAX)
+        total = int(sizes.sum(dtype=torch.int64))
+        if total > _INT32_MAX:
+            raise ValueError(f"sizes: expected a sum below 2**31, got {total}")
+    if cu_in is None:
+        _check_range("plan.slot", slot, -1, rows - 1)
+        return
+    _check_offsets("cu_seqlens", cu_in, tokens.shape[0])
+    _check_offsets("plan.cu_seqlens", cu_out, rows, ends_at_total=False)
+    _check_range("plan.slot", slot, -1, rows - 1)
+    room = cu_out.diff().repeat_interleave(cu_in.diff())
+    if bool((slot >= room).any()):
+        raise ValueError("plan.slot: expected every slot below the new length of its passage")
+
+
+_MERGE = "Tensor slot, Tensor? sizes, SymInt rows, Tensor? cu_in, Tensor? cu_out"
+
+
+def _merge_bits(bits: Tensor, *rest) -> list[Result]:
+    checks.packed("bits", bits)
+    return _merge(bits, *rest)
+
+
+def _merge_tokens(x: Tensor, *rest) -> list[Result]:
+    checks.floats("x", x)
+    return _merge(x, *rest)
+
+
+define("merge_bits", f"Tensor bits, {_MERGE}", _merge_bits, results=2, check_values=_check_merge_values)
+define("merge_tokens", f"Tensor x, {_MERGE}", _merge_tokens, results=2, check_values=_check_merge_values)
+
+
+def _merge_tokens_context(ctx, inputs, output) -> None:
+    _, slot, sizes, _, cu_in, cu_out = inputs
+    _, new_sizes = output
+    ctx.mark_non_differentiable(new_sizes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(slot, sizes, new_sizes, cu_in, cu_out)
+
+
+def _merge_tokens_backward(ctx, grad, _):
+    slot, sizes, new_sizes, cu_in, cu_out = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 6
+    row = slot.clamp(min=0).long()
+    if cu_in is None:
+        row = row + torch.arange(slot.shape[0], device=slot.device).unsqueeze(-1) * grad.shape[1]
+    else:
+        token = torch.arange(slot.shape[0], device=slot.device)
+        row = row + cu_out.long()[torch.searchsorted(cu_in[1:].long(), token, right=True)]
+    share = (slot >= 0).float() if sizes is None else sizes.float() * (slot >= 0)
+    # A token without a slot may point anywhere: its share of 0 makes the row it reads irrelevant.
+    row = row.clamp(max=max(new_sizes.numel() - 1, 0))
+    if new_sizes.numel() == 0:
+        return grad.new_zeros(*slot.shape, grad.shape[-1]), None, None, None, None, None
+    share = share / new_sizes.flatten()[row].clamp(min=1)
+    grad_x = grad.flatten(0, -2)[row].float() * share.unsqueeze(-1)
+    return grad_x.to(grad.dtype), None, None, None, None, None
+
+
+register_autograd("merge_tokens", _merge_tokens_context, _merge_tokens_backward)

@@ -1,0 +1,102 @@
+"""Definition of packing, unpacking, binarization and its training form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BIT = tuple(1 << i for i in range(8))
+
+
+def pack_bits(x: Tensor) -> Tensor:
+    """Bit c of a token is 1 iff x[c] >= 0 (so -0.0 gives 1 and NaN gives 0), least significant bit first."""
+    ones = x if x.dtype == torch.bool else x >= 0
+    d = x.shape[-1]
+    ones = F.pad(ones.to(torch.uint8), (0, -d % 8)).unflatten(-1, (-1, 8))
+    weights = torch.tensor(_BIT, dtype=torch.uint8, device=x.device)
+    return (ones * weights).sum(-1, dtype=torch.uint8)
+
+
+def signs(bits: Tensor, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Packed bits (..., w) -> +1.0 and -1.0, shape (..., d)."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    ones = ((bits.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :d]
+    return ones.to(dtype).mul_(2).sub_(1)
+
+
+def unpack_bits(
+    bits: Tensor, d: int, scale: Tensor | None, bias: Tensor | None, token_scale: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """token_scale * (scale * +-1) + bias, computed in float32 and rounded once to `dtype`."""
+    if scale is None and bias is None and token_scale is None:
+        return signs(bits, d, dtype)
+    x = signs(bits, d)
+    if scale is not None:
+        x = x * scale.float()
+    if token_scale is not None:
+        x = x * token_scale.float().unsqueeze(-1)
+    if bias is not None:
+        x = x + bias.float()
+    return x.to(dtype)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean over channels, summed in float64 so that no finite input overflows, as float32 (..., 1)."""
+    return x.mean(-1, keepdim=True, dtype=torch.float64).float()
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean of x**2 over channels without overflow for finite x, float64 (...,)."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square() / x.shape[-1]
+
+
+def _centre(x: Tensor, norm: str) -> Tensor:
+    return x.float() - _mean(x) if norm == "layer" else x.float()
+
+
+def _denominator(x: Tensor, norm: str, eps: float) -> Tensor:
+    """What norm(x) divides by: sqrt(mean(x**2) + eps), or sqrt(var(x) + eps) for "layer"; float32 (...,)."""
+    return (_mean_square(_centre(x, norm)) + eps).sqrt().float()
+
+
+def normalise(x: Tensor, norm: str, eps: float) -> Tensor:
+    """x as the binarizer sees it, float32: x itself, x / rms(x), or (x - mean) / std ("none", "rms", "layer")."""
+    if norm == "none":
+        return x.float()
+    return _centre(x, norm) / _denominator(x, norm, eps).unsqueeze(-1)
+
+
+def _is_positive(x: Tensor, norm: str) -> Tensor:
+    return x.float() >= _mean(x) if norm == "layer" else x >= 0
+
+
+def binarize(x: Tensor, norm: str, eps: float, magnitude: bool) -> tuple[Tensor, Tensor]:
+    """Packed signs of norm(x), and what the norm divided by (an empty tensor unless `magnitude`)."""
+    bits = pack_bits(_is_positive(x, norm))
+    size = _denominator(x, norm, eps) if magnitude else x.new_empty(0, dtype=torch.float32)
+    return bits, size
+
+
+def sign_scale(x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float) -> Tensor:
+    """scale * sign(norm(x)) in x's dtype; NaN counts as negative, as in `pack_bits`."""
+    scale = scale.to(x.dtype)
+    return torch.where(_is_positive(x, norm), scale, -scale)
+
+
+def sign_scale_backward(
+    grad_out: Tensor, x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients in x and scale. With n = norm(x): d sign(n)/dn is 1 within +-limit ("ste", limit = clamp) or
+    limit * (1 - tanh(limit * n)**2) ("tanh", limit = beta); dn/dx is the norm's own Jacobian."""
+    g = grad_out.float()
+    grad_scale = torch.where(_is_positive(x, norm), g, -g).flatten(0, -2).sum(0)
+    n = normalise(x, norm, eps)
+    slope = (n.abs() <= limit).float() if grad == "ste" else limit * (1 - torch.tanh(limit * n).square())
+    g = g * scale.float() * slope
+    if norm != "none":
+        g_out = g - n * (g * n).mean(-1, keepdim=True)
+        if norm == "layer":
+            g_out = g_out - g.mean(-1, keepdim=True)
+        g = g_out / _denominator(x, norm, eps).unsqueeze(-1)
+    return g.to(x.dtype), grad_scale.to(scale.dtype)
