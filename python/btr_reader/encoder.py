@@ -1,0 +1,183 @@
+"""The fusion-in-decoder encoder in all its forms: Atlas, DeFormer and BTR are one function over other inputs.
+
+Atlas embeds the passage's tokens and joins at layer 0; DeFormer and BTR join at the cut layer k, on states that were
+computed offline, as floats or as bits. On the same tokens DeFormer with k = 0 is Atlas to the bit, and BTR given floats is
+DeFormer to the bit, because there is no second code path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+
+from .attention import attend, attention_bias, distance_bias, rms_norm
+from .batches import PassageBatch, QueryBatch
+from .compression import Compression, merge_passages
+from .settings import ReaderSettings
+from .stages import StageClock
+from .states import FloatStates, Projection, States
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the decoder attends to: states float `(B, S, d)` after the final norm, sizes int32 `(B, S)`, 0 = padding."""
+
+    states: Tensor
+    sizes: Tensor
+
+
+class FusionEncoder:
+    """Runs ranges of the encoder layers of a T5 v1.1 model. Holds no state of its own."""
+
+    def __init__(self, model: T5ForConditionalGeneration):
+        self.embedding = model.shared
+        self.blocks = model.encoder.block
+        self.final_norm = model.encoder.final_layer_norm
+        self.head_size = model.config.d_kv
+
+    def passage_states(self, ids: Tensor, sizes: Tensor, settings: ReaderSettings) -> Tensor:
+        """The states at the cut of passages that are read without a query: the offline part.
+
+        ids: int64 `(N, T)`; sizes: int32 `(N, T)`, 0 for padding; every passage needs a token. Returns `(N, T, d)`.
+        """
+        states = self.embedding(ids)
+        bias = self._bias(sizes)
+        whole_layers = settings.cut_layer - (settings.cut_point == "attention_output")
+        states = self._run(states, bias, 0, whole_layers)
+        if settings.cut_point == "attention_output":
+            states = self._attention(whole_layers, states, bias)
+        return states
+
+    def query_states(self, query: QueryBatch, layers: int) -> Tensor:
+        """The states of queries that went alone through the first `layers` layers: `(B, Lq, d)`."""
+        return self._run(self.embedding(query.ids), self._bias(query.sizes), 0, layers)
+
+    def finish_cut_layer(self, states: States, cut_layer: int) -> FloatStates:
+        """The feed-forward half of the cut layer, for passage states kept after its attention."""
+        return FloatStates(self._feed_forward(cut_layer - 1, states))
+
+    def join(
+        self,
+        query: Tensor,
+        query_sizes: Tensor,
+        passages: States,
+        batch: PassageBatch,
+        first_layer: int,
+        cut_layer: int,
+        compression: Compression,
+        clock: StageClock,
+    ) -> Memory:
+        """Runs the layers from `first_layer` (counted from 0) to the last over [query; passage], and the final norm.
+
+        query: float `(B, Lq, d)` with sizes `(B, Lq)`; passages: states `(B, P, T, d)`; batch gives their sizes and
+        positions. Layers below `cut_layer` are timed as `lower_layers`: Atlas runs here what the others did offline.
+        """
+        queries, width = query_sizes.shape
+        count = batch.sizes.shape[1]
+        sizes = _beside(query_sizes, batch.sizes)
+        merges = compression.joint < 1 or compression.decoder < 1
+        positions = None
+        if batch.positions is not None or merges:
+            positions = self._joint_positions(width, batch)
+        by_distance = self._distances(width + self._passage_span(batch))
+        states = None
+        bias = attention_bias(by_distance, sizes, positions)
+        for index in range(first_layer, len(self.blocks)):
+            with clock("lower_layers" if index < cut_layer else "joint_layers"):
+                if states is None:
+                    states = self._joining_attention(index, FloatStates(query), passages, bias)
+                else:
+                    states = self._attention(index, states, bias)
+                if index >= cut_layer and compression.joint < 1:
+                    states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.joint)
+                    bias = attention_bias(by_distance, sizes, positions)
+                states = self._feed_forward(index, FloatStates(states))
+        with clock("joint_layers"):
+            if compression.decoder < 1:
+                states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.decoder)
+            # A query's missing passages must not reach the decoder through the copy of the query beside them.
+            present = (batch.sizes > 0).any(-1).reshape(-1, 1)
+            sizes = torch.where(present, sizes, 0)
+            states = states.reshape(queries, count * states.shape[1], -1)
+            states, sizes = _drop_padding(states, sizes.reshape(queries, -1))
+            return Memory(rms_norm(states, self.final_norm), sizes)
+
+    def _run(self, states: Tensor, bias: Tensor, start: int, stop: int) -> Tensor:
+        for index in range(start, stop):
+            states = self._feed_forward(index, FloatStates(self._attention(index, states, bias)))
+        return states
+
+    def _attention(self, index: int, states: Tensor, bias: Tensor) -> Tensor:
+        layer = self.blocks[index].layer[0]
+        query, key, value = _heads(layer.SelfAttention, FloatStates(states).normalised(layer.layer_norm))
+        mixed = attend(query, key, value, bias, self.head_size)
+        return states + layer.SelfAttention.o(mixed)
+
+    def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> Tensor:
+        """The first joint layer's attention. The query's rows are the same for all its passages: projected once."""
+        layer = self.blocks[index].layer[0]
+        of_query = _heads(layer.SelfAttention, query.normalised(layer.layer_norm))
+        of_passages = _heads(layer.SelfAttention, passages.normalised(layer.layer_norm))
+        joined = (_beside(left, right) for left, right in zip(of_query, of_passages, strict=True))
+        mixed = attend(*joined, bias, self.head_size)
+        return _beside(query.residual(), passages.residual()) + layer.SelfAttention.o(mixed)
+
+    def _feed_forward(self, index: int, states: States) -> Tensor:
+        layer = self.blocks[index].layer[1]
+        project = states.normalised(layer.layer_norm)
+        gate = F.gelu(project(layer.DenseReluDense.wi_0), approximate="tanh")
+        return states.residual() + layer.DenseReluDense.wo(gate * project(layer.DenseReluDense.wi_1))
+
+    def _distances(self, length: int) -> Tensor:
+        return distance_bias(self.blocks[0].layer[0].SelfAttention, length, bidirectional=True)
+
+    def _bias(self, sizes: Tensor) -> Tensor:
+        return attention_bias(self._distances(sizes.shape[-1]), sizes)
+
+    @staticmethod
+    def _passage_span(batch: PassageBatch) -> int:
+        if batch.positions is None:
+            return batch.sizes.shape[-1]
+        return int(batch.positions.max()) + 1
+
+    @staticmethod
+    def _joint_positions(width: int, batch: PassageBatch) -> Tensor:
+        """Columns of [query; passage], int32 `(B * P, width + T)`, for passage tokens that stand at given positions."""
+        positions = batch.positions
+        if positions is None:
+            positions = torch.arange(batch.sizes.shape[-1], dtype=torch.int32, device=batch.sizes.device)
+            positions = positions.expand(batch.sizes.shape)
+        of_query = torch.arange(width, dtype=torch.int32, device=positions.device).expand(positions.shape[0], width)
+        return _beside(of_query, positions + width)
+
+
+def _heads(attention, project: Projection) -> tuple[Tensor, Tensor, Tensor]:
+    return project(attention.q), project(attention.k), project(attention.v)
+
+
+def _beside(query: Tensor, passages: Tensor) -> Tensor:
+    """`(B, Lq, ...)` and `(B, P, T, ...)` -> `(B * P, Lq + T, ...)`: the query in front of each of its passages."""
+    queries, count = passages.shape[:2]
+    repeated = query[:, None].expand(queries, count, *query.shape[1:])
+    return torch.cat([repeated, passages], dim=2).flatten(0, 1)
+
+
+def _merge_beside_query(
+    states: Tensor, sizes: Tensor, positions: Tensor, width: int, keep: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges the passage part of [query; passage]; the first `width` columns, the query, stay as they are."""
+    merged = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], keep)
+    return tuple(torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged))
+
+
+def _drop_padding(states: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the tokens of each row to its front, in order, and cuts the row to the longest of the batch."""
+    longest = int((sizes > 0).sum(1).max())
+    if longest == sizes.shape[1]:
+        return states, sizes
+    order = (sizes == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+    return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1])), sizes.gather(1, order)

@@ -1,0 +1,120 @@
+"""Reading: one engine for the Atlas, DeFormer and BTR forms of a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .batches import PassageBatch, QueryBatch
+from .compression import Compression
+from .decoder import CrossMemory, GreedyDecoder
+from .encoder import FusionEncoder, Memory
+from .reader import Reader
+from .stages import StageClock
+from .states import BinaryCode, BinaryStates, FloatStates, States
+
+Form = Literal["atlas", "deformer", "btr"]
+
+
+class ReaderEngine:
+    """Runs a reader in one of its forms.
+
+    - `atlas`: passages are token ids, all encoder layers run jointly over [query; passage];
+    - `deformer`: passages are float states kept at the cut, the query goes through the lower layers alone;
+    - `btr`: the same with packed bits.
+
+    Decomposition: DeFormer (Cao et al. 2020); binary states: BTR (arXiv 2310.01329).
+
+    >>> engine = ReaderEngine(reader, "btr", Compression(joint=0.8, decoder=0.5))  # doctest: +SKIP
+    >>> engine.generate(pad_queries([query_ids]), store.fetch([passage_ids]), 16)  # doctest: +SKIP
+    [[32099, 3, 9, 1]]
+    """
+
+    def __init__(
+        self, reader: Reader, form: Form, compression: Compression = Compression(), precision: str = "exact"
+    ):
+        """compression: its joint and decoder shares apply here; precision: of the projections of bits.
+
+        Raises `ValueError` for the `btr` form of a reader that was not calibrated.
+        """
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        self.form = form
+        self.reader = reader
+        self.compression = compression
+        self.encoder = FusionEncoder(reader.model)
+        self.decoder = GreedyDecoder(reader.model)
+        self._code = None
+        if form == "btr":
+            if reader.residual_scale is None:
+                raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
+            self._code = BinaryCode(reader.model, reader.settings, reader.residual_scale, precision)
+
+    @torch.inference_mode()
+    def encode(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> Memory:
+        """The decoder's memory of B queries over their passages. Content must be what the form reads (see the class)."""
+        clock = clock or StageClock()
+        settings = self.reader.settings
+        if query.ids.shape[0] != passages.sizes.shape[0]:
+            raise ValueError(f"passages are of {passages.sizes.shape[0]} queries, but there are {query.ids.shape[0]}")
+        first_layer = 0 if self.form == "atlas" else settings.cut_layer
+        with clock("lower_layers"):
+            query_states = self.encoder.query_states(query, first_layer)
+        with clock("restore"):
+            states = self._states(passages.content)
+            if self.form != "atlas" and settings.cut_point == "attention_output":
+                states = self.encoder.finish_cut_layer(states, settings.cut_layer)
+        return self.encoder.join(
+            query_states, query.sizes, states, passages, first_layer, settings.cut_layer, self.compression, clock
+        )
+
+    def _states(self, content: Tensor) -> States:
+        d = self.reader.config.d_model
+        if self.form == "atlas":
+            _check_content(content, self.form, "int64 ids (B, P, T)", content.dtype == torch.int64 and content.ndim == 3)
+            return FloatStates(self.encoder.embedding(content))
+        if content.dtype == torch.uint8 and self._code is not None:
+            right = content.ndim == 4 and content.shape[-1] == -(-d // 8)
+            _check_content(content, self.form, f"uint8 bits (B, P, T, {-(-d // 8)})", right)
+            return BinaryStates(content, self._code)
+        right = content.is_floating_point() and content.ndim == 4 and content.shape[-1] == d
+        _check_content(content, self.form, f"float states (B, P, T, {d})", right)
+        return FloatStates(content)
+
+    @torch.inference_mode()
+    def cross_memory(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> CrossMemory:
+        """Encodes, and projects the decoder's cross-attention keys and values."""
+        clock = clock or StageClock()
+        memory = self.encode(query, passages, clock)
+        with clock("cross_projection"):
+            return self.decoder.project(memory)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        query: QueryBatch,
+        passages: PassageBatch,
+        max_new_tokens: int,
+        *,
+        stop_at_end: bool = True,
+        clock: StageClock | None = None,
+    ) -> list[list[int]]:
+        """Greedy answers: the token ids of each query, special tokens included (see `GreedyDecoder.generate`)."""
+        clock = clock or StageClock()
+        cross = self.cross_memory(query, passages, clock)
+        with clock("decoding"):
+            return self.decoder.generate(cross, max_new_tokens, stop_at_end=stop_at_end).tolist()
+
+    @torch.inference_mode()
+    def choice_logits(self, query: QueryBatch, passages: PassageBatch, choices: Sequence[int]) -> Tensor:
+        """Logits `(B, len(choices))` of the choice tokens at decoder position 1, after the sentinel."""
+        logits = self.decoder.logits_after(self.cross_memory(query, passages), [self.reader.tokenizer.sentinel])
+        return logits[:, list(choices)]
+
+
+def _check_content(content: Tensor, form: str, expected: str, right: bool) -> None:
+    if not right:
+        raise ValueError(f"passages for the {form} form must be {expected}, got {content.dtype} {tuple(content.shape)}")

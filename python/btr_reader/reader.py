@@ -1,0 +1,152 @@
+"""A reader and the directory that it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import T5Config, T5ForConditionalGeneration
+
+from .model import CONFIG_FILE, WEIGHTS_FILE, load_config, load_tensors, model_from_state, random_model, save_model
+from .settings import ReaderSettings, default_cut_layer
+from .tokenizer import ReaderTokenizer
+
+RESTORE_FILE = "btr.safetensors"
+_SCALE = "residual_scale"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Weights, tokenizer and settings of a reader.
+
+    `residual_scale` is rho of the method, float32 `(d,)`: the mean magnitude of every channel of the state at the cut.
+    It is None until the reader is calibrated (`btr calibrate`); only reading *bits* needs it.
+    """
+
+    model: T5ForConditionalGeneration
+    tokenizer: ReaderTokenizer
+    settings: ReaderSettings
+    residual_scale: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.settings.check_depth(self.config.num_layers)
+        if self.tokenizer.vocabulary_size > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens, but the model only {self.config.vocab_size} embeddings"
+            )
+        scale = self.residual_scale
+        if scale is not None and (scale.shape != (self.config.d_model,) or not bool((scale > 0).all())):
+            raise ValueError(
+                f"residual_scale must be {self.config.d_model} positive numbers, got shape {tuple(scale.shape)}"
+                + ("" if bool((scale > 0).all()) else " with numbers that are not positive")
+            )
+
+    @property
+    def config(self) -> T5Config:
+        return self.model.config
+
+    def with_settings(self, settings: ReaderSettings) -> Reader:
+        """The same weights cut elsewhere; the scale belongs to the old cut and is dropped where the cut changes."""
+        scale = self.residual_scale if settings == self.settings else None
+        return replace(self, settings=settings, residual_scale=scale)
+
+    def offline_parameters(self) -> list[tuple[str, torch.Tensor]]:
+        """The named weights that the stored states depend on: embedding, position bias, encoder layers 1..k."""
+        named = [("shared", self.model.shared.weight)]
+        for index, block in enumerate(self.model.encoder.block[: self.settings.cut_layer]):
+            named += [(f"{index}.{name}", tensor) for name, tensor in block.named_parameters()]
+        return named
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the states in a store depend on: cut, tokenizer and `offline_parameters`.
+
+        A reader whose upper layers or decoder were trained further keeps its fingerprint, and may use its old stores.
+        """
+        digest = hashlib.sha256(json.dumps(self.settings.to_dict(), sort_keys=True).encode())
+        digest.update(self.tokenizer.fingerprint().encode())
+        for name, tensor in self.offline_parameters():
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a Hugging Face directory: configuration, safetensors, tokenizer, and the scale where there is one."""
+        directory = Path(directory)
+        save_model(self.model, directory, self.settings.to_dict())
+        self.tokenizer.save(directory)
+        if self.residual_scale is not None:
+            save_residual_scale(directory, self.settings, self.residual_scale)
+
+
+def save_residual_scale(directory: str | Path, settings: ReaderSettings, scale: torch.Tensor) -> None:
+    """Writes rho `(d,)` into the reader directory, with the cut that it was measured at."""
+    metadata = {name: str(value) for name, value in settings.to_dict().items()}
+    save_file({_SCALE: scale.float().contiguous()}, Path(directory) / RESTORE_FILE, metadata=metadata)
+
+
+def load_reader(directory: str | Path) -> Reader:
+    """Loads a reader directory.
+
+    A plain T5 v1.1 directory without a `btr` section gets the paper's cut for its depth. Raises `FileNotFoundError` or
+    `ValueError` naming the file that is missing or wrong.
+
+    >>> reader = load_reader("reader/")  # doctest: +SKIP
+    >>> reader.settings.cut_layer  # doctest: +SKIP
+    9
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such reader directory")
+    config, record = load_config(directory)
+    where = f"{directory / CONFIG_FILE}: section 'btr'"
+    settings = (
+        ReaderSettings.from_dict(record["btr"], where)
+        if "btr" in record
+        else ReaderSettings(default_cut_layer(config.num_layers))
+    )
+    weights = directory / WEIGHTS_FILE
+    state = load_tensors(weights)
+    model = model_from_state(config, state, str(weights))
+    scale = _load_residual_scale(directory / RESTORE_FILE, settings)
+    return Reader(model, ReaderTokenizer.load(directory), settings, scale)
+
+
+def _load_residual_scale(path: Path, settings: ReaderSettings) -> torch.Tensor | None:
+    if not path.is_file():
+        return None
+    tensors = load_tensors(path)
+    if set(tensors) != {_SCALE}:
+        raise ValueError(f"{path}: expected the tensor {_SCALE}, got {sorted(tensors)}")
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        measured_at = file.metadata() or {}
+    expected = {name: str(value) for name, value in settings.to_dict().items()}
+    if measured_at != expected:
+        raise ValueError(f"{path}: measured at {measured_at}, but the reader is cut at {expected}: run btr calibrate again")
+    return tensors[_SCALE]
+
+
+def random_reader(
+    config: T5Config,
+    settings: ReaderSettings,
+    *,
+    tokenizer: ReaderTokenizer | None = None,
+    texts: Iterable[str] = (),
+    vocabulary_size: int = 8000,
+    seed: int = 0,
+) -> Reader:
+    """A reader with random weights, for speed measurements and tests.
+
+    Without a tokenizer one of at most `vocabulary_size` tokens is trained on the texts. The same arguments give the same
+    reader, to the bit.
+    """
+    if tokenizer is None:
+        tokenizer = ReaderTokenizer.train(texts, min(vocabulary_size, config.vocab_size))
+    return Reader(random_model(config, seed), tokenizer, settings)
