@@ -40,11 +40,10 @@ class Reader:
                 f"the tokenizer has {self.tokenizer.vocabulary_size} tokens, but the model only {self.config.vocab_size} embeddings"
             )
         scale = self.residual_scale
-        if scale is not None and (scale.shape != (self.config.d_model,) or not bool((scale > 0).all())):
-            raise ValueError(
-                f"residual_scale must be {self.config.d_model} positive numbers, got shape {tuple(scale.shape)}"
-                + ("" if bool((scale > 0).all()) else " with numbers that are not positive")
-            )
+        if scale is not None and scale.shape != (self.config.d_model,):
+            raise ValueError(f"residual_scale must have shape ({self.config.d_model},), got {tuple(scale.shape)}")
+        if scale is not None and not bool(scale.isfinite().all()):
+            raise ValueError("residual_scale must be finite")
 
     @property
     def config(self) -> T5Config:

@@ -1,0 +1,161 @@
+"""The offline part: passages through the lower layers, binarized, merged, into a store; and the calibration of rho."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import btr_kernels
+
+from .batches import pad_passages
+from .compression import check_keep
+from .digests import file_digest
+from .encoder import FusionEncoder
+from .passages import Passage, read_passages
+from .reader import Reader
+from .store import KINDS, MAX_PASSAGE_LENGTH, EncodedPassage, Kind, StoreSettings, StoreWriter
+
+# Passages used to measure rho: a mean over some ten thousands of tokens moves by less than a percent with more.
+CALIBRATION_PASSAGES = 256
+
+
+class PassageEncoder:
+    """Encodes batches of passages as a reader's store keeps them.
+
+    kind: `binary`, `float32` or `float16`; keep: share of a passage's tokens kept; passage_length: tokens a passage is
+    cut to, end token included. Raises `ValueError` for values out of range.
+    """
+
+    def __init__(self, reader: Reader, kind: Kind = "binary", keep: float = 1.0, passage_length: int = 200):
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        check_keep("keep", keep)
+        if not 2 <= passage_length <= MAX_PASSAGE_LENGTH:
+            raise ValueError(f"passage_length must be in 2..{MAX_PASSAGE_LENGTH}, got {passage_length}")
+        self.reader = reader
+        self.kind = kind
+        self.keep = float(keep)
+        self.passage_length = passage_length
+        self._encoder = FusionEncoder(reader.model)
+
+    def store_settings(self, corpus: str, shard_passages: int) -> StoreSettings:
+        """The settings of a store that this encoder fills; corpus: its fingerprint."""
+        if shard_passages < 1:
+            raise ValueError(f"shard_passages must be at least 1, got {shard_passages}")
+        return StoreSettings(
+            reader=self.reader.fingerprint(),
+            corpus=corpus,
+            channels=self.reader.config.d_model,
+            cut=self.reader.settings,
+            kind=self.kind,
+            keep=self.keep,
+            passage_length=self.passage_length,
+            shard_passages=shard_passages,
+        )
+
+    def states(self, passages: Sequence[Passage]) -> tuple[list[list[int]], Tensor, Tensor]:
+        """Token ids of n passages, their float states at the cut `(n, T, d)`, and sizes `(n, T)`, 0 for padding."""
+        ids = [self.reader.tokenizer.encode_passage(p.reader_text, self.passage_length) for p in passages]
+        batch = pad_passages([ids])
+        states = self._encoder.passage_states(batch.content[0], batch.sizes[0], self.reader.settings)
+        return ids, states, batch.sizes[0]
+
+    def batches(
+        self, passages: Sequence[Passage], batch_size: int = 32
+    ) -> Iterator[list[tuple[int, EncodedPassage]]]:
+        """Encodes passages in batches of similar length: yields `(index in passages, encoded)` batch by batch."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        order = sorted(range(len(passages)), key=lambda i: len(passages[i].reader_text))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield list(zip(rows, self._encode_batch([passages[i] for i in rows]), strict=True))
+
+    @torch.inference_mode()
+    def _encode_batch(self, passages: Sequence[Passage]) -> list[EncodedPassage]:
+        ids, states, sizes = self.states(passages)
+        lengths = sizes.sum(1)
+        kept, slots = lengths, None
+        if self.keep < 1 or self.kind == "binary":
+            bits = btr_kernels.pack_bits(states)
+        if self.keep < 1:
+            plan = btr_kernels.match_tokens(bits, self.keep, lengths)
+            kept, slots = plan.lengths, plan.slot
+            if self.kind == "binary":
+                bits, _ = btr_kernels.merge_bits(bits, plan)
+            else:
+                states, _ = btr_kernels.merge_tokens(states, plan)
+        content = bits if self.kind == "binary" else states
+        return [
+            EncodedPassage(
+                id=passage.id,
+                states=content[row, : kept[row]],
+                token_ids=ids[row],
+                slots=None if slots is None else slots[row, : lengths[row]],
+            )
+            for row, passage in enumerate(passages)
+        ]
+
+
+def encode_corpus(
+    encoder: PassageEncoder,
+    corpus: str | Path,
+    out: str | Path,
+    *,
+    shard_passages: int = 1024,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> int:
+    """Encodes a JSON-lines corpus into a store and returns how many passages this call added.
+
+    Continues after the last complete shard of an interrupted run; the result is the same, to the byte, as without the
+    interruption. Raises `ValueError` for a store begun with other settings, naming them.
+    """
+    digest, lines = file_digest(corpus)
+    settings = encoder.store_settings(digest, shard_passages)
+    added = 0
+    with StoreWriter(out, settings) as writer:
+        if writer.complete:
+            return 0
+        passages = read_passages(corpus)
+        done = writer.shards * shard_passages
+        for _ in itertools.islice(passages, done):
+            pass
+        with tqdm(desc="encode", unit=" passages", total=lines, initial=done, disable=not progress) as bar:
+            while chunk := list(itertools.islice(passages, shard_passages)):
+                encoded = []
+                for batch in encoder.batches(chunk, batch_size):
+                    encoded += batch
+                    bar.update(len(batch))
+                encoded.sort(key=lambda numbered: numbered[0])
+                writer.add_shard([passage for _, passage in encoded])
+                added += len(chunk)
+        writer.finish()
+    return added
+
+
+@torch.inference_mode()
+def calibrate_residual_scale(reader: Reader, passages: Iterable[Passage], passage_length: int = 200) -> Tensor:
+    """rho, float32 `(d,)`: the mean magnitude of every channel of the states at the reader's cut.
+
+    Of all single scales it is the one that restores the states with the least squared error. Raises `ValueError` where
+    there are no passages.
+    """
+    encoder = PassageEncoder(reader, passage_length=passage_length)
+    remaining = iter(passages)
+    batches = iter(lambda: list(itertools.islice(remaining, 32)), [])
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("passages: calibration needs at least one passage")
+
+    def tokens() -> Iterator[Tensor]:
+        for batch in itertools.chain([first], batches):
+            _, states, sizes = encoder.states(batch)
+            yield states[sizes > 0]
+
+    return btr_kernels.calibrate_scale(tokens())

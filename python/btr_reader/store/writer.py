@@ -1,0 +1,109 @@
+"""Writing a store shard by shard, so that a kill at any moment leaves a usable store that can be continued."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from .manifest import MANIFEST_FILE, Manifest, Shard, StoreSettings, load_manifest, write_durably
+from .shard import EncodedPassage, check_size, pack_shard
+
+_LOCK_FILE = ".lock"
+
+
+class StoreWriter:
+    """Appends shards to a store directory; one writer at a time.
+
+    Opening an existing store continues it; with other settings than it was begun with, it is a `ValueError` that names
+    them. A shard is complete when `add_shard` returns.
+
+    >>> with StoreWriter("store/", settings) as writer:  # doctest: +SKIP
+    ...     for chunk in chunks[writer.shards:]:
+    ...         writer.add_shard(encode(chunk))
+    ...     writer.finish()
+    """
+
+    def __init__(self, directory: str | Path, settings: StoreSettings):
+        self.directory = Path(directory)
+        self._settings = settings
+        self._lock = None
+        self._manifest = Manifest(settings)
+
+    def __enter__(self) -> StoreWriter:
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory}: is a file; a store is a directory")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / _LOCK_FILE).open("w")
+        try:
+            self._acquire()
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def _acquire(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.directory}: another process is writing this store") from None
+
+    def _open(self) -> None:
+        if not (self.directory / MANIFEST_FILE).exists():
+            if any(path.name != _LOCK_FILE and path.suffix != ".tmp" for path in self.directory.iterdir()):
+                raise ValueError(f"{self.directory}: not empty and not a store (no {MANIFEST_FILE})")
+            self._manifest.save(self.directory)
+            return
+        found = load_manifest(self.directory)
+        different = _differences(found.settings, self._settings)
+        if different:
+            raise ValueError(f"{self.directory}: the store was begun with other settings: {'; '.join(different)}")
+        for shard in found.shards:
+            check_size(self.directory / shard.file, shard)
+        for leftover in self.directory.glob("*.tmp"):
+            leftover.unlink()
+        self._manifest = found
+
+    @property
+    def shards(self) -> int:
+        """Number of complete shards."""
+        return len(self._manifest.shards)
+
+    @property
+    def complete(self) -> bool:
+        """True once `finish` was called, now or in an earlier run."""
+        return self._manifest.complete
+
+    def add_shard(self, passages: Sequence[EncodedPassage]) -> None:
+        """Writes the next shard and then the manifest that names it. Raises `OSError` where the disk is full."""
+        content = pack_shard(passages, self._settings)
+        name = f"shard-{self.shards:05d}.safetensors"
+        write_durably(self.directory / name, content)
+        shard = Shard(
+            file=name,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            passages=len(passages),
+            tokens=sum(len(passage.states) for passage in passages),
+            original_tokens=sum(len(passage.token_ids) for passage in passages),
+        )
+        manifest = self._manifest.with_shard(shard)
+        manifest.save(self.directory)
+        self._manifest = manifest
+
+    def finish(self) -> None:
+        """Marks the store as complete."""
+        manifest = replace(self._manifest, complete=True)
+        manifest.save(self.directory)
+        self._manifest = manifest
+
+
+def _differences(found: StoreSettings, wanted: StoreSettings) -> list[str]:
+    old, new = asdict(found), asdict(wanted)
+    return [f"{name} is {old[name]!r}, asked for {new[name]!r}" for name in old if old[name] != new[name]]
