@@ -12,10 +12,10 @@ from .bits import binarize, calibrate_scale, pack_bits, sign_scale, unpack_bits
 from .hamming import Neighbours, hamming_distance, hamming_topk
 from .matmul import PreparedWeight, prepare_weight, unpack_matmul
 from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
+    "__version__",
     "BackendStatus",
     "MergePlan",
     "Neighbours",

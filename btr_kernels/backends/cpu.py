@@ -14,6 +14,7 @@ from torch import Tensor
 from . import native
 
 DEVICES = ("cpu",)
+_NORMS = {"none": 0, "rms": 1, "layer": 2}  # csrc/bits/bits.h
 
 
 def why_not() -> str | None:
@@ -52,7 +53,7 @@ def _sign_scale(x, scale, norm, eps, grad, limit, out) -> None:
 def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, grad_scale) -> None:
     sums = grad_scale if grad_scale.dtype == torch.float32 else grad_scale.new_empty(grad_scale.shape, dtype=torch.float32)
     torch.ops.btr_native.sign_scale_backward(
-        grad_out.contiguous(), x.contiguous(), _float(scale), norm, eps, grad == "tanh", limit, grad_x, sums
+        grad_out.contiguous(), x.contiguous(), _float(scale), _NORMS[norm], eps, grad == "tanh", limit, grad_x, sums
     )
     if sums is not grad_scale:
         grad_scale.copy_(sums)

@@ -1,0 +1,150 @@
+// Kernels of bits.h in plain C++, compiled once for each instruction set, which may replace some by intrinsics.
+
+#include <cmath>
+#include <type_traits>
+
+#include "bits/bits.h"
+#include "core/rows.h"
+#include "core/scratch.h"
+
+namespace btr::BTR_ISA_NAMESPACE {
+
+inline bool is_positive(float x) { return x >= 0; }
+inline bool is_positive(bool_t x) { return x.value != 0; }
+inline bool is_positive(half_t x) { return x.bits <= 0x7c00 || x.bits == 0x8000; }
+inline bool is_positive(bfloat16_t x) { return x.bits <= 0x7f80 || x.bits == 0x8000; }
+
+template <typename T>
+void pack_row_generic(const T* x, int64_t d, uint8_t* out) {
+  for (int64_t c = 0; c < d; c += 8) {
+    const int64_t count = d - c < 8 ? d - c : 8;
+    unsigned byte = 0;
+    for (int64_t i = 0; i < count; ++i) byte |= unsigned(is_positive(x[c + i])) << i;
+    out[c / 8] = uint8_t(byte);
+  }
+}
+
+inline float sign_of(const uint8_t* bits, int64_t c) { return bits[c / 8] >> (c % 8) & 1 ? 1.0f : -1.0f; }
+
+template <typename T>
+void unpack_row_generic(const uint8_t* bits, int64_t begin, int64_t d, const float* scale, const float* bias,
+                        float token_scale, T* out) {
+  for (int64_t c = begin; c < d; ++c) {
+    float y = sign_of(bits, c) * token_scale;
+    if (scale) y *= scale[c];
+    if (bias) y += bias[c];
+    out[c] = from_float<T>(y);
+  }
+}
+
+// Sixteen partial sums, so that the compiler may use vectors without reordering a single sum.
+template <typename F>
+double sum_channels(int64_t d, F&& term) {
+  constexpr int kLanes = 16;
+  double lanes[kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= d; c += kLanes)
+    for (int i = 0; i < kLanes; ++i) lanes[i] += term(c + i);
+  for (int i = 0; c < d; ++c, ++i) lanes[i] += term(c);
+  double total = 0;
+  for (double lane : lanes) total += lane;
+  return total;
+}
+
+inline float mean_of(const float* x, int64_t d) {
+  return float(sum_channels(d, [x](int64_t c) { return double(x[c]); }) / double(d));
+}
+
+// sqrt(mean((x - mean)^2) + eps)
+inline float magnitude_of(const float* x, int64_t d, float mean, double eps) {
+  const double squares = sum_channels(d, [x, mean](int64_t c) {
+    const double centred = x[c] - mean;
+    return centred * centred;
+  });
+  return float(std::sqrt(squares / double(d) + eps));
+}
+
+inline void binarize_generic(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps,
+                             uint8_t* bits, float* magnitude,
+                             void (*pack_from)(const float* x, float threshold, int64_t d, uint8_t* out)) {
+  Scratch scratch;
+  float* buffer = scratch.get<float>(d);
+  with_float_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = load_row(static_cast<const T*>(x) + r * d, d, buffer);
+      const float mean = layer ? mean_of(row, d) : 0;
+      pack_from(row, mean, d, bits + r * bytes_for(d));
+      if (magnitude) magnitude[r] = magnitude_of(row, d, mean, eps);
+    }
+  });
+}
+
+inline void pack_from_generic(const float* x, float threshold, int64_t d, uint8_t* out) {
+  for (int64_t c = 0; c < d; c += 8) {
+    const int64_t count = d - c < 8 ? d - c : 8;
+    unsigned byte = 0;
+    for (int64_t i = 0; i < count; ++i) byte |= unsigned(x[c + i] >= threshold) << i;
+    out[c / 8] = uint8_t(byte);
+  }
+}
+
+inline void sign_scale_generic(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, const float* scale,
+                               void* out) {
+  Scratch scratch;
+  float *buffer = scratch.get<float>(d), *staging = scratch.get<float>(d);
+  with_float_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* result = static_cast<T*>(out) + r * d;
+      const float* row = load_row(static_cast<const T*>(x) + r * d, d, buffer);
+      const float mean = layer ? mean_of(row, d) : 0;
+      float* y = staging_row(result, staging);
+      for (int64_t c = 0; c < d; ++c) y[c] = row[c] >= mean ? scale[c] : -scale[c];
+      store_row(y, result, d);
+    }
+  });
+}
+
+inline void sign_scale_backward_generic(const void* grad, const void* x, DType dtype, int64_t rows, int64_t d,
+                                        const float* scale, const SignScaleBackward& options, void* grad_x,
+                                        float* grad_scale) {
+  Scratch scratch;
+  float *x_buffer = scratch.get<float>(d), *g_buffer = scratch.get<float>(d), *staging = scratch.get<float>(d);
+  float* normalised = scratch.get<float>(d);
+  const bool layer = options.norm == Norm::layer;
+  const float limit = float(options.limit);
+  with_float_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = load_row(static_cast<const T*>(x) + r * d, d, x_buffer);
+      const float* g = load_row(static_cast<const T*>(grad) + r * d, d, g_buffer);
+      T* result = static_cast<T*>(grad_x) + r * d;
+      float* y = staging_row(result, staging);
+
+      const float mean = layer ? mean_of(row, d) : 0;
+      const float size = options.norm == Norm::none ? 1 : magnitude_of(row, d, mean, options.eps);
+      for (int64_t c = 0; c < d; ++c) {
+        grad_scale[c] += row[c] >= mean ? g[c] : -g[c];
+        normalised[c] = (row[c] - mean) / size;
+      }
+      if (options.gradient == SignGradient::straight_through) {
+        for (int64_t c = 0; c < d; ++c) y[c] = g[c] * scale[c] * (std::fabs(normalised[c]) <= limit ? 1.0f : 0.0f);
+      } else {
+        for (int64_t c = 0; c < d; ++c) {
+          const float t = std::tanh(limit * normalised[c]);
+          y[c] = g[c] * scale[c] * (limit * (1 - t * t));
+        }
+      }
+      if (options.norm != Norm::none) {
+        const float along = float(
+            sum_channels(d, [&](int64_t c) { return double(y[c]) * normalised[c]; }) / double(d));
+        const float shared = layer ? mean_of(y, d) : 0;
+        for (int64_t c = 0; c < d; ++c) y[c] = (y[c] - shared - normalised[c] * along) / size;
+      }
+      store_row(y, result, d);
+    }
+  });
+}
+
+}  // namespace btr::BTR_ISA_NAMESPACE

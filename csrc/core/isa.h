@@ -1,0 +1,29 @@
+// Which instruction set the CPU kernels use: the best that this CPU has, unless forced.
+//
+// Every operator family has a table of functions per instruction set (`BitsKernels` and so on in <family>/<family>.h),
+// filled by one translation unit each (`<family>/portable.cpp`, `<family>/avx2.cpp`), so one binary runs on every CPU
+// of its architecture. To add an instruction set: a line in `isa.cpp`, a file per family, its flags in CMakeLists.txt.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/export.h"
+
+namespace btr {
+
+enum class Isa { portable, avx2 };
+
+// Names of all instruction sets that were built, and of those that this CPU runs, worst first.
+BTR_EXPORT std::vector<std::string> built_isas();
+BTR_EXPORT std::vector<std::string> runnable_isas();
+
+// The instruction set in use: at first the one that the environment variable BTR_ISA names, or else the best.
+// Throws std::invalid_argument if BTR_ISA names none that runs here.
+BTR_EXPORT Isa isa();
+BTR_EXPORT std::string isa_name();
+
+// Forces an instruction set for the whole process. Throws std::invalid_argument if it does not run here.
+BTR_EXPORT void set_isa(const std::string& name);
+
+}  // namespace btr

@@ -1,0 +1,9 @@
+// matmul.h compiled for plain C++.
+#define BTR_ISA_NAMESPACE portable
+#include "matmul/generic.inl"
+
+namespace btr {
+
+extern const MatmulKernels matmul_portable{portable::run_matmul};
+
+}  // namespace btr

@@ -1,0 +1,91 @@
+// How operators read their arguments: pointers that are handed out only after dtype, layout and size were checked.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "core/scratch.h"
+#include "core/types.h"
+
+namespace btr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline int64_t last_size(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() >= 1, "expected at least one dimension");
+  return t.size(t.dim() - 1);
+}
+
+// Product of all sizes but the last.
+inline int64_t rows_of(const Tensor& t) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
+  return rows;
+}
+
+inline DType dtype_of(const char* name, const Tensor& t, std::initializer_list<DType> allowed) {
+  const auto named = [](ScalarType type) -> std::optional<DType> {
+    switch (type) {
+      case ScalarType::Float: return DType::f32;
+      case ScalarType::Half: return DType::f16;
+      case ScalarType::BFloat16: return DType::bf16;
+      case ScalarType::Bool: return DType::boolean;
+      case ScalarType::Char: return DType::i8;
+      default: return std::nullopt;
+    }
+  }(t.scalar_type());
+  for (DType type : allowed)
+    if (named == type) return type;
+  STD_TORCH_CHECK(false, name, ": unsupported dtype");
+}
+
+inline void check_layout(const char* name, const Tensor& t, int64_t numel) {
+  STD_TORCH_CHECK(t.numel() == numel, name, ": expected ", numel, " elements, got ", t.numel());
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor");
+}
+
+inline void check_type(const char* name, const Tensor& t, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
+}
+
+template <typename T>
+const T* read(const char* name, const Tensor& t, int64_t numel) {
+  check_layout(name, t, numel);
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+const T* read(const char* name, const Tensor& t, ScalarType type, int64_t numel) {
+  check_type(name, t, type);
+  return read<T>(name, t, numel);
+}
+
+inline const float* read_floats(const char* name, const std::optional<Tensor>& t, int64_t numel) {
+  return t ? read<float>(name, *t, ScalarType::Float, numel) : nullptr;
+}
+
+template <typename T>
+T* write(const char* name, const Tensor& t, int64_t numel) {
+  check_layout(name, t, numel);
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <typename T>
+T* write(const char* name, const Tensor& t, ScalarType type, int64_t numel) {
+  check_type(name, t, type);
+  return write<T>(name, t, numel);
+}
+
+// f(begin, end) over parts of [0, count) of at least `grain`, on the threads that torch is set to use.
+template <typename F>
+void parallel(int64_t count, int64_t grain, F&& f) {
+  if (count > 0) torch::stable::parallel_for(0, count, grain, f);
+}
+
+}  // namespace btr
