@@ -118,24 +118,30 @@ def encode_corpus(
     """
     digest, lines = file_digest(corpus)
     settings = encoder.store_settings(digest, shard_passages)
-    added = 0
     with StoreWriter(out, settings) as writer:
         if writer.complete:
             return 0
-        passages = read_passages(corpus)
         done = writer.shards * shard_passages
-        for _ in itertools.islice(passages, done):
-            pass
+        passages = itertools.islice(read_passages(corpus), done, None)
         with tqdm(desc="encode", unit=" passages", total=lines, initial=done, disable=not progress) as bar:
-            while chunk := list(itertools.islice(passages, shard_passages)):
-                encoded = []
-                for batch in encoder.batches(chunk, batch_size):
-                    encoded += batch
-                    bar.update(len(batch))
-                encoded.sort(key=lambda numbered: numbered[0])
-                writer.add_shard([passage for _, passage in encoded])
-                added += len(chunk)
-        writer.finish()
+            return fill_store(encoder, passages, writer, batch_size, bar)
+
+
+def fill_store(
+    encoder: PassageEncoder, passages: Iterable[Passage], writer: StoreWriter, batch_size: int, bar: tqdm
+) -> int:
+    """Encodes passages shard by shard into an open store, marks it complete, and returns how many there were."""
+    added = 0
+    passages = iter(passages)
+    while chunk := list(itertools.islice(passages, writer.shard_passages)):
+        encoded = []
+        for batch in encoder.batches(chunk, batch_size):
+            encoded += batch
+            bar.update(len(batch))
+        encoded.sort(key=lambda numbered: numbered[0])
+        writer.add_shard([passage for _, passage in encoded])
+        added += len(chunk)
+    writer.finish()
     return added
 
 

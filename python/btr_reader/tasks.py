@@ -123,9 +123,9 @@ def _multiple_choice(
     for order in _orders(len(letters), permutations):
         shown = {letter: options[letters[source]] for letter, source in zip(letters, order, strict=True)}
         correct = letters[order.index(letters.index(answer))]
+        # The names of these are Atlas': results files of either program can be scored by the other.
         metadata = {**_metadata(record), "options": shown, "answer": correct, "uid": identifier}
-        # original_letters[i] is the letter that the option shown as letters[i] has in the file.
-        metadata["original_letters"] = [letters[source] for source in order]
+        metadata["is_original"] = order == tuple(range(len(letters)))
         query = _multiple_choice_query(question, shown, tokenizer)
         yield Question(identifier, query, [correct], passages, metadata, letters)
 

@@ -24,7 +24,7 @@ _FILE = "tokenizer.json"
 class ReaderTokenizer:
     """Text to token ids and back.
 
-    >>> tokenizer = ReaderTokenizer.train(["the cat sat on the mat"] * 3, vocabulary_size=200)
+    >>> tokenizer = ReaderTokenizer.train(["the cat sat on the mat"] * 3, vocabulary_size=250)
     >>> tokenizer.decode(tokenizer.encode("the cat <extra_id_0>"))
     'the cat'
     """
@@ -118,14 +118,14 @@ class ReaderTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int = 8000) -> ReaderTokenizer:
-        """Trains a unigram vocabulary of at most `vocabulary_size` ids, sentinels included, on the texts.
+        """Trains a unigram vocabulary of at most `vocabulary_size` ids, sentinels and letters included, on the texts.
 
         Small texts give fewer pieces. Deterministic: the same texts give the same tokenizer.
         """
         import sentencepiece
 
-        if vocabulary_size < 200:
-            raise ValueError(f"vocabulary_size must be at least 200, got {vocabulary_size}")
+        if vocabulary_size < 250:
+            raise ValueError(f"vocabulary_size must be at least 250, got {vocabulary_size}")
         lines = (line.strip() for text in texts for line in text.split("\n"))
         model = io.BytesIO()
         try:
@@ -133,7 +133,7 @@ class ReaderTokenizer:
                 sentence_iterator=(line for line in lines if line),
                 model_writer=model,
                 model_type="unigram",
-                vocab_size=vocabulary_size - len(SENTINELS),
+                vocab_size=vocabulary_size - len(SENTINELS) - len(_LETTERS),
                 hard_vocab_limit=False,
                 character_coverage=1.0,
                 pad_id=PAD,

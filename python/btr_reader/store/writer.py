@@ -76,6 +76,11 @@ class StoreWriter:
         return len(self._manifest.shards)
 
     @property
+    def shard_passages(self) -> int:
+        """Passages in every shard but the last."""
+        return self._settings.shard_passages
+
+    @property
     def complete(self) -> bool:
         """True once `finish` was called, now or in an earlier run."""
         return self._manifest.complete

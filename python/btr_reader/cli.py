@@ -1,0 +1,56 @@
+"""The command `btr`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from tyro.conf import FlagCreatePairsOff
+from tyro.extras import SubcommandApp
+
+from .commands.answer import answer
+from .commands.bench import bench
+from .commands.calibrate import calibrate
+from .commands.convert_atlas import convert_atlas
+from .commands.encode import encode
+from .commands.evaluate import evaluate
+from .commands.init_reader import init_reader
+from .commands.make_corpus import make_corpus
+from .commands.store import info, verify
+
+DESCRIPTION = "Atlas readers over binary passage tokens."
+
+
+def _app() -> SubcommandApp:
+    store = SubcommandApp()
+    store.command(info)
+    store.command(verify)
+    app = SubcommandApp()
+    for command in (encode, answer, convert_atlas, init_reader, calibrate, make_corpus, bench):
+        app.command(command)
+    app.command(evaluate, name="eval")
+    app.command(store, name="store", help="Shows what is in a store, or checks it.")
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `btr`; returns the exit status: 0, 1 after an error, 2 for wrong usage, 130 when interrupted.
+
+    Errors in what the user gave are one line on stderr; with BTR_DEBUG=1 they come with their traceback.
+    """
+    try:
+        _app().cli(prog="btr", description=DESCRIPTION, args=arguments, config=(FlagCreatePairsOff,))
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("BTR_DEBUG") == "1":
+            raise
+        print(f"btr: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("btr: interrupted; what was complete is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

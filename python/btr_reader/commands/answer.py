@@ -1,0 +1,115 @@
+"""`btr answer`: questions over a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
+
+
+@dataclass
+class ReadingOptions:
+    """How questions are read; shared by `btr answer` and `btr eval`."""
+
+    form: Literal["auto", "atlas", "deformer", "btr"] = "auto"
+    """Form of the reader; auto takes the one that the store is for, atlas without a store."""
+    passages: int = 40
+    """Passages read per question, at most."""
+    max_new_tokens: int = 32
+    """Tokens generated, at most."""
+    preset: Literal["none", "paper", "aggressive"] = "none"
+    """Shares of passage tokens kept in the joint layers and for the decoder."""
+    text_length: int = 200
+    """Tokens of query and passage together, where atlas reads texts that come with the questions."""
+    permutations: Literal["none", "cyclic", "all"] = "none"
+    """Orders in which the options of a multiple-choice question are asked."""
+    batch_size: int = 1
+    """Questions read at once."""
+    skip_missing: bool = False
+    """Leave out passages that are not in the store, and count them, instead of stopping."""
+    resume: bool = False
+    """Continue a results file that was interrupted."""
+    overwrite: bool = False
+    """Replace a results file that exists."""
+
+
+def answer(
+    reader: Path,
+    questions: Path,
+    out: Path,
+    store: Path | None = None,
+    task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq",
+    options: OmitArgPrefixes[ReadingOptions] = ReadingOptions(),
+) -> None:
+    """Answers questions over the passages that they list, and writes Atlas' results format.
+
+    Args:
+        reader: Reader directory.
+        questions: Questions in Atlas' format of the task, each with the field passages: ids in the store, or objects
+            with an id. Without a store (atlas) the objects need their text.
+        out: Results file to write, one JSON object a line.
+        store: Store that btr encode made with this reader.
+        task: Format of the questions.
+        options: Options of reading.
+    """
+    import itertools
+    import json
+
+    from tqdm import tqdm
+
+    from ..answering import Answerer, check_store, form_of
+    from ..compression import PRESETS
+    from ..engine import ReaderEngine
+    from ..reader import load_reader
+    from ..store import Store
+    from ..tasks import read_questions
+
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
+    done = _finished_results(out, options)
+    loaded = load_reader(reader)
+    opened = None if store is None else Store(store)
+    if opened is not None:
+        check_store(opened, loaded)
+    form = form_of(opened) if options.form == "auto" else options.form
+    engine = ReaderEngine(loaded, form, PRESETS[options.preset])
+    answerer = Answerer(
+        engine, opened, options.max_new_tokens, options.passages, options.text_length, options.skip_missing
+    )
+    asked = list(read_questions(questions, task, loaded.tokenizer, options.permutations))
+    _check_resumption(out, done, [(question.id, question.query) for question in asked])
+    results = answerer.answer(itertools.islice(asked, len(done), None), options.batch_size)
+    with out.open("a" if done else "w", encoding="utf-8") as file:
+        for result in tqdm(results, desc=f"answer ({form})", unit=" questions", total=len(asked), initial=len(done)):
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+    print(f"{out}: {len(asked)} results")
+    if answerer.missing_passages:
+        print(f"warning: {answerer.missing_passages} passages are not in the store and were left out")
+    if answerer.unanswered:
+        print(f"warning: {answerer.unanswered} questions had no passage left and got an empty answer")
+
+
+def _finished_results(out: Path, options: ReadingOptions) -> list[tuple[str, str]]:
+    """Id and query of the results that an interrupted run left; a line that it was cut off in is dropped."""
+    from ..jsonl import read_jsonl
+
+    if not out.exists() or options.overwrite:
+        return []
+    if not options.resume:
+        raise ValueError(f"{out}: exists already; pass --resume to continue it or --overwrite")
+    content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        out.write_bytes(whole)
+    return [(str(row.get("id")), str(row.get("query"))) for _, row in read_jsonl(out)]
+
+
+def _check_resumption(out: Path, done: list[tuple[str, str]], asked: list[tuple[str, str]]) -> None:
+    for number, (old, new) in enumerate(zip(done, asked), start=1):
+        if old != new:
+            raise ValueError(f"{out}:{number}: the result is of question {old[0]!r}, expected {new[0]!r}: cannot resume")
+    if len(done) > len(asked):
+        raise ValueError(f"{out}: has {len(done)} results for {len(asked)} questions: cannot resume")

@@ -1,0 +1,50 @@
+"""`btr encode`: a corpus into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def encode(
+    passages: Positional[Path],
+    /,
+    reader: Path,
+    out: Path,
+    kind: Literal["binary", "float32", "float16"] = "binary",
+    keep: float = 1.0,
+    passage_length: int = 200,
+    shard_passages: int = 1024,
+    batch_size: int = 32,
+) -> None:
+    """Encodes a corpus into a store of packed binary tokens.
+
+    Interrupted, it leaves a usable store; the same command continues it. A reader that was never calibrated is
+    calibrated first, on the corpus.
+
+    Args:
+        passages: Corpus in Atlas' format: one JSON object a line with id, title, text and optionally section.
+        reader: Reader directory.
+        out: Store directory.
+        kind: Bits (BTR), or the float states of a DeFormer reader.
+        keep: Share of a passage's tokens kept; similar ones are merged.
+        passage_length: Tokens that a passage is cut to, end token included.
+        shard_passages: Passages in a shard: what an interruption loses at most.
+        batch_size: Passages encoded at once.
+    """
+    from ..encoding import PassageEncoder, encode_corpus
+    from ..reader import load_reader
+    from ..store import Store
+    from .calibrate import calibrate_directory
+
+    loaded = load_reader(reader)
+    if kind == "binary" and loaded.residual_scale is None:
+        calibrate_directory(loaded, reader, passages, passage_length)
+    encoder = PassageEncoder(loaded, kind, keep, passage_length)
+    added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size)
+    store = Store(out)
+    size = store.manifest.total("bytes")
+    per_token = size / max(1, store.manifest.total("original_tokens"))
+    print(f"{out}: {added} passages added, {len(store)} in all, {size} bytes, {per_token:.1f} bytes per token")
