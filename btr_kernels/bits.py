@@ -105,7 +105,7 @@ def binarize(
     Args:
         x: (..., d) float32, float16 or bfloat16.
         norm: None or "rms": exactly the bits of x, since dividing by the RMS keeps signs. "layer": the bits of
-            x - mean(x), bit 1 iff x >= mean(x).
+            x - mean(x).
         eps: added under the square root of the magnitude.
         return_magnitude: also return the magnitude.
 
@@ -200,7 +200,7 @@ def calibrate_scale(batches: Iterable[Tensor], norm: str | None = None, eps: flo
         checks.floats("batches", x)
         if total is not None and x.shape[-1] != total.shape[0]:
             raise ValueError(f"batches: expected {total.shape[0]} channels as in the first, got {tuple(x.shape)}")
-        size = reference.normalise(x.detach(), kind, eps).abs().flatten(0, -2).sum(0, dtype=torch.float64)
+        size = reference.as_rows(reference.normalise(x.detach(), kind, eps).abs()).sum(0, dtype=torch.float64)
         total = size if total is None else total + size
         count += x.numel() // x.shape[-1]
     if not count:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..reference import as_rows
 from .define import Result, define, register_autograd
 
 
@@ -53,12 +54,12 @@ def _unpack_bits_backward(ctx, grad):
     g = grad.float()
     grad_scale = grad_bias = grad_token_scale = None
     if need_bias:
-        grad_bias = g.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        grad_bias = as_rows(g).sum(0).to(ctx.bias_dtype)
     if need_scale or need_token_scale:
         signed = g * torch.ops.btr.unpack_bits(bits, ctx.d, None, None, None, torch.float32)
     if need_scale:
         weighted = signed if token_scale is None else signed * token_scale.float().unsqueeze(-1)
-        grad_scale = weighted.flatten(0, -2).sum(0).to(scale.dtype)
+        grad_scale = as_rows(weighted).sum(0).to(scale.dtype)
     if need_token_scale:
         grad_token_scale = (signed if scale is None else signed * scale.float()).sum(-1).to(token_scale.dtype)
     return None, None, grad_scale, grad_bias, grad_token_scale, None

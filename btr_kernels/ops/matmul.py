@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..reference import as_rows
 from .define import Result, define, register_autograd
 
 _WEIGHTS = checks.FLOATS
@@ -62,7 +63,7 @@ def _backward(ctx, grad):
     bits, weight, scale, token_scale = ctx.saved_tensors
     _, need_weight, need_scale, need_bias, need_token_scale, _ = ctx.needs_input_grad
     grad_weight = grad_scale = grad_bias = grad_token_scale = None
-    g = grad.flatten(0, -2).float()
+    g = as_rows(grad).float()
     if need_bias:
         grad_bias = g.sum(0).to(ctx.bias_dtype)
     if need_token_scale:
@@ -71,7 +72,8 @@ def _backward(ctx, grad):
     if token_scale is not None:
         g = g * token_scale.flatten().float().unsqueeze(-1)
     if need_weight or need_scale:
-        signs = torch.ops.btr.unpack_bits(bits, weight.shape[1], None, None, None, torch.float32).flatten(0, -2)
+        signs = torch.ops.btr.unpack_bits(bits, weight.shape[1], None, None, None, torch.float32)
+        signs = as_rows(signs)
         # Both follow from the gradient of the product W * scale, an (N, d) matrix: no (M, d) gradient is needed.
         grad_product = g.T @ signs
         if need_weight:

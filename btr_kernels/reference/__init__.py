@@ -7,12 +7,13 @@ written the way a careful PyTorch user would write it, not in the slowest obviou
 Functions take the operator's schema arguments (see `btr_kernels.ops`) and return its results.
 """
 
-from .bits import binarize, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
+from .bits import as_rows, binarize, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
 from .hamming import hamming_distance, hamming_topk
 from .matmul import unpack_matmul, unpack_matmul_prepared
 from .merging import match_tokens, merge_bits, merge_tokens
 
 __all__ = [
+    "as_rows",
     "binarize",
     "hamming_distance",
     "hamming_topk",

@@ -41,6 +41,11 @@ def unpack_bits(
     return x.to(dtype)
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., d) -> (rows, d), also for a single vector and for d = 0."""
+    return torch.atleast_2d(x).flatten(0, -2)
+
+
 def _mean(x: Tensor) -> Tensor:
     """Mean over channels, summed in float64 so that no finite input overflows, as float32 (..., 1)."""
     return x.mean(-1, keepdim=True, dtype=torch.float64).float()
@@ -68,7 +73,8 @@ def normalise(x: Tensor, norm: str, eps: float) -> Tensor:
 
 
 def _is_positive(x: Tensor, norm: str) -> Tensor:
-    return x.float() >= _mean(x) if norm == "layer" else x >= 0
+    # An infinite mean leaves no difference to speak of: inf - inf is NaN, which counts as negative.
+    return (_centre(x, norm) if norm == "layer" else x) >= 0
 
 
 def binarize(x: Tensor, norm: str, eps: float, magnitude: bool) -> tuple[Tensor, Tensor]:
@@ -90,7 +96,7 @@ def sign_scale_backward(
     """Gradients in x and scale. With n = norm(x): d sign(n)/dn is 1 within +-limit ("ste", limit = clamp) or
     limit * (1 - tanh(limit * n)**2) ("tanh", limit = beta); dn/dx is the norm's own Jacobian."""
     g = grad_out.float()
-    grad_scale = torch.where(_is_positive(x, norm), g, -g).flatten(0, -2).sum(0)
+    grad_scale = as_rows(torch.where(_is_positive(x, norm), g, -g)).sum(0)
     n = normalise(x, norm, eps)
     slope = (n.abs() <= limit).float() if grad == "ste" else limit * (1 - torch.tanh(limit * n).square())
     g = g * scale.float() * slope

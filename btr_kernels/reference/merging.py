@@ -96,7 +96,7 @@ def merge_bits(
     tie_break = vote[earliest] if row.numel() else votes
     filled = (new_sizes > 0)[:, None]
     ones = ((votes > 0) | ((votes == 0) & (tie_break > 0))) & filled
-    return pack_bits(ones[:count]).reshape(*shape, -1), new_sizes[:count].reshape(shape)
+    return pack_bits(ones[:count]).reshape(*shape, bits.shape[-1]), new_sizes[:count].reshape(shape)
 
 
 def merge_tokens(
