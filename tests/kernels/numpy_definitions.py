@@ -1,0 +1,264 @@
+"""What every operator computes, in plain loops over NumPy arrays, written from the public contract alone.
+
+Nothing here comes from `btr_kernels.reference`, which is tested against this file. Arguments are those of the
+operators with floats as float64 (which holds every supported dtype exactly) and bits as uint8; results are float64,
+uint8 or int64, before any rounding to the operator's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def _rows(array: np.ndarray, kept: int = 1) -> np.ndarray:
+    """All leading dimensions in one: (..., a, b) -> (rows, a, b) for kept = 2."""
+    count = math.prod(array.shape[: array.ndim - kept])
+    return array.reshape(count, *array.shape[array.ndim - kept :])
+
+
+def _bit(token: np.ndarray, channel: int) -> int:
+    return (int(token[channel // 8]) >> (channel % 8)) & 1
+
+
+def _signs(token: np.ndarray, d: int) -> np.ndarray:
+    return np.array([1.0 if _bit(token, c) else -1.0 for c in range(d)])
+
+
+def _pack(ones: list[bool]) -> list[int]:
+    packed = [0] * ((len(ones) + 7) // 8)
+    for channel, one in enumerate(ones):
+        if one:
+            packed[channel // 8] += 1 << (channel % 8)
+    return packed
+
+
+def pack_bits(x):
+    packed = [_pack([bool(value >= 0) if x.dtype != bool else bool(value) for value in row]) for row in _rows(x)]
+    w = (x.shape[-1] + 7) // 8
+    return (np.array(packed, dtype=np.uint8).reshape(*x.shape[:-1], w),)
+
+
+def unpack_bits(bits, d, scale, bias, token_scale, dtype=None):
+    out = np.empty((*bits.shape[:-1], d))
+    factors = None if token_scale is None else token_scale.reshape(-1)
+    for row, (token, result) in enumerate(zip(_rows(bits), _rows(out), strict=True)):
+        for c in range(d):
+            value = 1.0 if _bit(token, c) else -1.0
+            if scale is not None:
+                value = value * scale[c]
+            if factors is not None:
+                value = value * factors[row]
+            result[c] = value if bias is None else value + bias[c]
+    return (out,)
+
+
+def _mean(values: np.ndarray) -> float:
+    # fsum is exact, but refuses infinities of both signs and NaN, whose sum NumPy knows.
+    return math.fsum(values) / len(values) if np.isfinite(values).all() else float(np.sum(values))
+
+
+def _centred(row: np.ndarray, norm: str) -> np.ndarray:
+    return row - _mean(row) if norm == "layer" else row
+
+
+def _magnitude(row: np.ndarray, norm: str, eps: float) -> float:
+    return math.sqrt(_mean(_centred(row, norm) ** 2) + eps)
+
+
+def binarize(x, norm, eps, magnitude):
+    bits, sizes = [], []
+    for row in _rows(x):
+        bits.append(_pack([bool(value >= 0) for value in _centred(row, norm)]))
+        sizes.append(_magnitude(row, norm, eps))
+    bits = np.array(bits, dtype=np.uint8).reshape(*x.shape[:-1], (x.shape[-1] + 7) // 8)
+    return bits, np.array(sizes, dtype=np.float64).reshape(x.shape[:-1]) if magnitude else np.empty(0)
+
+
+def undecided(x, norm):
+    """Where "layer" leaves a backend free: abs(x - mean) <= 2**-20 * max abs(x)."""
+    free = np.zeros(x.shape, dtype=bool)
+    if norm == "layer":
+        for row, result in zip(_rows(x), _rows(free), strict=True):
+            result[:] = np.abs(_centred(row, norm)) <= 2.0**-20 * np.max(np.abs(row))
+    return free
+
+
+def sign_scale(x, scale, norm, eps, grad, limit):
+    out = np.empty(x.shape)
+    for row, result in zip(_rows(x), _rows(out), strict=True):
+        for c, value in enumerate(_centred(row, norm)):
+            result[c] = scale[c] if value >= 0 else -scale[c]
+    return (out,)
+
+
+def _slope(n: np.ndarray, grad: str, limit: float) -> np.ndarray:
+    if grad == "ste":
+        return np.where(np.abs(n) <= limit, 1.0, 0.0)
+    return limit * (1.0 - np.tanh(limit * n) ** 2)
+
+
+def sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit):
+    grad_x, grad_scale = np.empty(x.shape), np.zeros(scale.shape)
+    for g, row, result in zip(_rows(grad_out), _rows(x), _rows(grad_x), strict=True):
+        centred = _centred(row, norm)
+        grad_scale += np.where(centred >= 0, g, -g)
+        if norm == "none":
+            result[:] = g * scale * _slope(row, grad, limit)
+            continue
+        size = _magnitude(row, norm, eps)
+        n = centred / size
+        h = g * scale * _slope(n, grad, limit)
+        # dn_i/dx_j = (delta_ij - [1/d if layer] - n_i n_j / d) / size, with eps inside size.
+        shared = np.mean(h) if norm == "layer" else 0.0
+        along = np.mean(h * n)
+        for j in range(len(row)):
+            result[j] = (h[j] - shared - n[j] * along) / size
+    return grad_x, grad_scale
+
+
+def sign_scale_backward_terms(grad_out, x, scale, norm, eps, grad, limit):
+    """The sum of the magnitudes of the terms of each gradient: what its rounding error is proportional to."""
+    steepest = 1.0 if grad == "ste" else limit
+    size_x, size_scale = np.empty(x.shape), np.zeros(scale.shape)
+    for g, row, result in zip(_rows(grad_out), _rows(x), _rows(size_x), strict=True):
+        size_scale += np.abs(g)
+        h = np.abs(g * scale) * steepest
+        if norm == "none":
+            result[:] = h
+            continue
+        size = _magnitude(row, norm, eps)
+        # n itself is known to about the ratio of the row's largest value to its deviation.
+        n = (np.abs(_centred(row, norm)) + (np.max(np.abs(row)) if norm == "layer" else 0)) / size
+        result[:] = (h + np.mean(h) + n * np.mean(h * n)) / size
+    return size_x, size_scale
+
+
+def unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype=None):
+    out = np.empty((*bits.shape[:-1], weight.shape[0]))
+    factors = None if token_scale is None else token_scale.reshape(-1)
+    for row, (token, result) in enumerate(zip(_rows(bits), _rows(out), strict=True)):
+        x = _signs(token, weight.shape[1])
+        if scale is not None:
+            x = x * scale
+        for n in range(weight.shape[0]):
+            value = np.sum(x * weight[n])
+            if factors is not None:
+                value = value * factors[row]
+            result[n] = value if bias is None else value + bias[n]
+    return (out,)
+
+
+def unpack_matmul_prepared(bits, data, row_scale, precision, bias, token_scale, out_dtype=None):
+    weight = data.astype(np.float64) if row_scale is None else data * row_scale[:, None]
+    return unpack_matmul(bits, weight, None, bias, token_scale)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> int:
+    return (int.from_bytes(a.tobytes(), "big") ^ int.from_bytes(b.tobytes(), "big")).bit_count()
+
+
+def hamming_distance(a, b):
+    leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = np.empty((*leading, a.shape[-2], b.shape[-2]), dtype=np.int64)
+    rows_a = _rows(np.broadcast_to(a, (*leading, *a.shape[-2:])), 2)
+    rows_b = _rows(np.broadcast_to(b, (*leading, *b.shape[-2:])), 2)
+    for p, q, result in zip(rows_a, rows_b, _rows(out, 2), strict=True):
+        for i in range(p.shape[0]):
+            for j in range(q.shape[0]):
+                result[i, j] = _distance(p[i], q[j])
+    return (out,)
+
+
+def hamming_topk(a, b, k):
+    distances, indices = np.empty((len(a), k), dtype=np.int64), np.empty((len(a), k), dtype=np.int64)
+    for i, query in enumerate(a):
+        found = sorted((_distance(query, row), j) for j, row in enumerate(b))[:k]
+        distances[i] = [distance for distance, _ in found]
+        indices[i] = [j for _, j in found]
+    return distances, indices
+
+
+def majority(tokens: list[np.ndarray], votes: list[int]) -> list[int]:
+    """The packed majority of some tokens, in order of position; a tie takes the bit of the first."""
+    if len(tokens) == 1:
+        return list(tokens[0])
+    ones = []
+    for channel in range(8 * len(tokens[0])):
+        balance = sum(v if _bit(t, channel) else -v for t, v in zip(tokens, votes, strict=True))
+        ones.append(balance > 0 or (balance == 0 and _bit(tokens[0], channel) == 1))
+    return _pack(ones)
+
+
+def match_passage(tokens: np.ndarray, keep: int) -> tuple[list[int], int]:
+    """The slot of every token of one unpadded passage, and how many slots there are."""
+    groups = [[i] for i in range(len(tokens))]  # the original tokens of each current token, in order of position
+    while len(groups) > keep:
+        m = len(groups)
+        votes = [majority([tokens[i] for i in sorted(group)], [1] * len(group)) for group in groups]
+        current = [np.array(vote, dtype=np.uint8) for vote in votes]
+        pairs = []
+        for a in range(0, m, 2):
+            distance, b = min((_distance(current[a], current[b]), b) for b in range(1, m, 2))
+            pairs.append((distance, a, b))
+        merges = sorted(pairs)[: min(m - keep, (m + 1) // 2)]
+        for _, a, b in merges:
+            groups[b] = groups[b] + groups[a]
+        gone = {a for _, a, _ in merges}
+        groups = [group for position, group in enumerate(groups) if position not in gone]
+    slot = [0] * len(tokens)
+    for position, group in enumerate(groups):
+        for token in group:
+            slot[token] = position
+    return slot, len(groups)
+
+
+def match_tokens(bits, keep, lengths, cu_seqlens):
+    slot = np.full(bits.shape[:-1], -1, dtype=np.int64)
+    new_lengths = np.zeros(len(keep), dtype=np.int64)
+    for p in range(len(keep)):
+        if cu_seqlens is None:
+            where = (p, slice(0, bits.shape[1] if lengths is None else int(lengths[p])))
+        else:
+            where = slice(int(cu_seqlens[p]), int(cu_seqlens[p + 1]))
+        slot[where], new_lengths[p] = match_passage(bits[where], int(keep[p]))
+    return slot, new_lengths
+
+
+def _slots(tokens, slot, sizes, rows, cu_in, cu_out):
+    """Shape of a result without its last dimension, and the tokens and votes of each of its filled rows."""
+    shape = (rows,) if cu_in is not None else (slot.shape[0], rows)
+    votes = np.ones_like(slot) if sizes is None else sizes
+    members: dict[tuple, list] = {}
+    for where in np.ndindex(slot.shape):
+        if slot[where] < 0:
+            continue
+        if cu_in is None:
+            row = (where[0], int(slot[where]))
+        else:
+            # The passage of a packed token is the last one that begins at or before it.
+            passage = max(p for p in range(len(cu_in) - 1) if cu_in[p] <= where[0] < cu_in[p + 1])
+            row = (int(cu_out[passage]) + int(slot[where]),)
+        members.setdefault(row, []).append((tokens[where], int(votes[where])))
+    return shape, members
+
+
+def merge_bits(bits, slot, sizes, rows, cu_in, cu_out):
+    shape, members = _slots(bits, slot, sizes, rows, cu_in, cu_out)
+    out, new_sizes = np.zeros((*shape, bits.shape[-1]), dtype=np.uint8), np.zeros(shape, dtype=np.int64)
+    for row, found in members.items():
+        new_sizes[row] = sum(votes for _, votes in found)
+        if new_sizes[row]:
+            out[row] = majority([token for token, _ in found], [votes for _, votes in found])
+    return out, new_sizes
+
+
+def merge_tokens(x, slot, sizes, rows, cu_in, cu_out):
+    shape, members = _slots(x, slot, sizes, rows, cu_in, cu_out)
+    out, new_sizes = np.zeros((*shape, x.shape[-1])), np.zeros(shape, dtype=np.int64)
+    for row, found in members.items():
+        new_sizes[row] = sum(votes for _, votes in found)
+        if new_sizes[row]:
+            out[row] = sum(token * votes for token, votes in found) / new_sizes[row]
+    return out, new_sizes

@@ -1,0 +1,97 @@
+"""Where the arguments of a test come from: a seeded generator, or Hypothesis with special values and strides.
+
+The samplers of `cases` are written once against `Picks`, and serve both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SPECIAL = (0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 1e-40, -6e-8, 3e38, -3e38, 65504.0, 1.0, -1.0)
+STRIDES = ("contiguous", "transposed", "sliced", "step", "expanded")
+
+
+def restride(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """The same shape over other memory: the same values too, but for "expanded", which repeats the first row."""
+    if tensor.dim() == 0 or kind == "contiguous":
+        return tensor
+    if kind == "expanded":
+        return tensor[:1].expand(tensor.shape) if tensor.shape[0] else tensor
+    if kind == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    step = 2 if kind == "step" else 1
+    room = tensor.new_zeros([step * size + 3 for size in tensor.shape])
+    view = room[tuple(slice(2, 2 + step * size, step) for size in tensor.shape)]
+    return view.copy_(tensor)
+
+
+class Picks:
+    """Random arguments from a seed."""
+
+    #: Whether floats may be infinite, NaN or huge; samplers leave those out where their order of evaluation is free.
+    special = False
+
+    def __init__(self, seed: int = 0):
+        self.random = np.random.default_rng(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high + 1))
+
+    def choice(self, options):
+        return options[self.integer(0, len(options) - 1)]
+
+    def maybe(self, make):
+        return make() if self.choice((False, True)) else None
+
+    def floats(self, shape, dtype: torch.dtype | None = None, *, special: bool = True) -> torch.Tensor:
+        values = torch.from_numpy(self.random.standard_normal(tuple(shape)))
+        return self.laid_out(values.to(dtype or self.choice(FLOATS)))
+
+    def bools(self, shape) -> torch.Tensor:
+        return self.laid_out(torch.from_numpy(self.random.random(tuple(shape)) < 0.5))
+
+    def bits(self, shape) -> torch.Tensor:
+        """Random bytes, or few distinct ones so that distances tie."""
+        few = self.choice((None, [0, 1, 3, 255]))
+        values = self.random.integers(0, 256, tuple(shape)) if few is None else self.random.choice(few, tuple(shape))
+        return self.laid_out(torch.from_numpy(values.astype(np.uint8)))
+
+    def integers(self, shape, low: int, high: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(self.random.integers(low, high + 1, tuple(shape))).to(dtype)
+
+    def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+class HypothesisPicks(Picks):
+    """Arguments that Hypothesis draws and shrinks; bulk values come from a seed that it draws."""
+
+    special = True
+
+    def __init__(self, draw):
+        super().__init__(draw(st.integers(0, 2**32 - 1), label="seed"))
+        self.draw = draw
+
+    def integer(self, low, high):
+        return self.draw(st.integers(low, high))
+
+    def choice(self, options):
+        return self.draw(st.sampled_from(options))
+
+    def floats(self, shape, dtype=None, *, special=True):
+        dtype = dtype or self.choice(FLOATS)
+        values = torch.from_numpy(self.random.standard_normal(tuple(shape)))
+        values *= self.choice((1.0, 1e-3, 1e3)) if special else 1.0
+        if special and values.numel():
+            where = st.integers(0, values.numel() - 1)
+            for index, value in self.draw(st.lists(st.tuples(where, st.sampled_from(SPECIAL)), max_size=6)):
+                values.view(-1)[index] = value
+        return self.laid_out(values.to(dtype))
+
+    def laid_out(self, tensor):
+        return restride(tensor, self.choice(STRIDES))
