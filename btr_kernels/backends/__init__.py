@@ -24,7 +24,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 #: What "auto" tries, in order, for tensors of a device type.
 _AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-_chosen: ContextVar[str | None] = ContextVar("btr_backend", default=None)
+#: The names of the `use_backend` blocks that are open here, the innermost last.
+_chosen: ContextVar[tuple[str, ...]] = ContextVar("btr_backend", default=())
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class BackendStatus:
     available: bool
     reason: str
     devices: tuple[str, ...]
+
+
+def _never_traced(function: Callable) -> Callable:
+    """What `torch.compiler.disable` does, without importing the compiler, which takes longer than torch itself."""
+    function._torchdynamo_disable = True
+    function._torchdynamo_disable_msg = "use_backend is opened when the function runs, not when it is compiled"
+    return function
 
 
 class use_backend(ContextDecorator):
@@ -56,18 +64,18 @@ class use_backend(ContextDecorator):
         ...     bits = pack_bits(torch.randn(4, 768))
     """
 
+    @_never_traced
     def __init__(self, name: str):
         self.name = _checked(name)
-        self._tokens = []
 
-    @torch.compiler.disable
+    @_never_traced
     def __enter__(self) -> use_backend:
-        self._tokens.append(_chosen.set(self.name))
+        _chosen.set((*_chosen.get(), self.name))
         return self
 
-    @torch.compiler.disable
+    @_never_traced
     def __exit__(self, *exception) -> None:
-        _chosen.reset(self._tokens.pop())
+        _chosen.set(_chosen.get()[:-1])
 
     def _recreate_cm(self) -> use_backend:
         return use_backend(self.name)
@@ -75,7 +83,8 @@ class use_backend(ContextDecorator):
 
 def current_backend() -> str:
     """The backend asked for by `use_backend` or, outside of it, by the environment variable BTR_BACKEND."""
-    return _chosen.get() or _default()
+    chosen = _chosen.get()
+    return chosen[-1] if chosen else _default()
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -95,7 +104,7 @@ def backends() -> dict[str, BackendStatus]:
 
 def resolve(operator: str, device: torch.device) -> Callable[..., None]:
     """The kernel that runs `operator` on tensors of `device` under the current choice of backend."""
-    return _resolve(_chosen.get() or _default(), operator, device.type)
+    return _resolve(current_backend(), operator, device.type)
 
 
 @cache
