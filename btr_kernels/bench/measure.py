@@ -1,0 +1,169 @@
+"""Measuring a case: what every row of a report carries."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .case import Case, Traffic, nbytes
+from .machine import Limits, cache_bytes
+from .timing import SYSTEM_CLOCK, Clock, Pool, Timing, alternate, pool_size
+
+#: Of the input generators, so that a repeated run measures the same inputs.
+SEED = 20240131
+
+
+@dataclass(frozen=True)
+class Time:
+    """Median seconds a call and the interquartile range in percent of it, by wall clock and by CPU time."""
+
+    wall: float
+    wall_spread: float
+    cpu: float
+    cpu_spread: float
+
+    @classmethod
+    def of(cls, timing: Timing) -> Time:
+        return cls(timing.median("wall"), timing.spread("wall"), timing.median("cpu"), timing.spread("cpu"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured case.
+
+    Attributes:
+        clock: "cpu" (time of all threads) or "wall": what `seconds`, ratios, rates and `percent_of_limit` are of.
+        sets: how many sets of inputs were rotated through (1: in cache, or one set larger than every cache).
+        limit: name of the limit that bounds the case; `limit_seconds` is the time that it allows.
+        missing: peers that could not run, with the reason.
+        command: repeats this row alone.
+        environment: versions and machine in one line.
+    """
+
+    case: Case
+    clock: str
+    ours: Time
+    baseline: Time
+    peers: dict[str, Time]
+    missing: dict[str, str]
+    rounds: int
+    sets: int
+    limit: str
+    limit_seconds: float
+    command: str
+    environment: str
+
+    def seconds(self, time: Time) -> float:
+        return getattr(time, self.clock)
+
+    @property
+    def spread(self) -> float:
+        return getattr(self.ours, f"{self.clock}_spread")
+
+    @property
+    def vs_baseline(self) -> float:
+        """How many times faster than the PyTorch baseline."""
+        return self.seconds(self.baseline) / self.seconds(self.ours)
+
+    @property
+    def best_peer(self) -> str | None:
+        return min(self.peers, key=lambda name: self.seconds(self.peers[name]), default=None)
+
+    @property
+    def vs_best_peer(self) -> float | None:
+        """How many times faster than the fastest peer."""
+        best = self.best_peer
+        return None if best is None else self.seconds(self.peers[best]) / self.seconds(self.ours)
+
+    @property
+    def percent_of_limit(self) -> float:
+        return 100 * self.limit_seconds / self.seconds(self.ours)
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.case.bytes.total / self.seconds(self.ours)
+
+    @property
+    def operations_per_second(self) -> float:
+        return self.case.operations / self.seconds(self.ours)
+
+    def as_dict(self) -> dict[str, object]:
+        """The row as JSON holds it."""
+        case = self.case
+        return {
+            "name": case.name,
+            "operator": case.operator,
+            "in_cache": case.in_cache,
+            "input_sets": self.sets,
+            "bytes": {**Traffic._asdict(case.bytes), "total": case.bytes.total},
+            "operations": case.operations,
+            "clock": self.clock,
+            "rounds": self.rounds,
+            "seconds": {
+                "ours": asdict(self.ours),
+                "baseline": asdict(self.baseline),
+                "peers": {name: asdict(time) for name, time in self.peers.items()},
+            },
+            "missing_peers": self.missing,
+            "ratio_to_baseline": self.vs_baseline,
+            "best_peer": self.best_peer,
+            "ratio_to_best_peer": self.vs_best_peer,
+            "limit": self.limit,
+            "limit_seconds": self.limit_seconds,
+            "percent_of_limit": self.percent_of_limit,
+            "bytes_per_second": self.bytes_per_second,
+            "operations_per_second": self.operations_per_second,
+            "spread_percent": self.spread,
+            "environment": self.environment,
+            "command": self.command,
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures.
+
+    Attributes:
+        seconds_per_case: for all contenders of a case together.
+        clock: "cpu" or "wall"; that of the `Limits` too.
+        command: the command line without the choice of cases.
+        environment: versions and machine in one line.
+    """
+
+    seconds_per_case: float
+    clock: str = "cpu"
+    command: tuple[str, ...] = ()
+    environment: str = ""
+
+
+def measure(case: Case, limits: Limits, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> Result:
+    """Check a case on its first set of inputs, then time its contenders against each other.
+
+    Raises:
+        WrongResult: ours or a peer disagrees with the baseline.
+        NotImplementedError: the backend in force has no kernel for the operator.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    first = case.make_inputs(generator)
+    case.verify(first)
+    count = pool_size(nbytes(first), cache_bytes(), case.in_cache)
+    pool = Pool([first, *(case.make_inputs(generator) for _ in range(count - 1))])
+    timings = alternate(case.contenders(), pool, settings.seconds_per_case, clock, warm=case.in_cache)
+    limit, limit_seconds = limits.of(case)
+    times = {name: Time.of(timing) for name, timing in timings.items()}
+    return Result(
+        case=case,
+        clock=settings.clock,
+        ours=times.pop("ours"),
+        baseline=times.pop("baseline"),
+        peers=times,
+        missing=case.missing_peers(),
+        rounds=len(timings["ours"].wall),
+        sets=count,
+        limit=limit.name,
+        limit_seconds=limit_seconds,
+        command=shlex.join((*settings.command, "--cases", case.name)),
+        environment=settings.environment,
+    )

@@ -1,0 +1,93 @@
+"""`python -m btr_kernels.bench` as users start it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from btr_kernels.bench import CASES, cli
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "btr_kernels.bench", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def quick_pack(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "report.json"
+    options = ("--quick", "--ops", "pack_bits", "--seconds-per-case", "0.05", "--backend", "reference")
+    done = run(*options, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return done, json.loads(path.read_text())
+
+
+def test_quick_run_of_one_operator(quick_pack):
+    done, saved = quick_pack
+    expected = [case.name for case in CASES if case.quick and case.operator == "pack_bits"]
+    assert [row["name"] for row in saved["results"]] == expected
+    assert all(name in done.stdout for name in expected)
+    assert done.stderr.count("\n") == len(expected), "one progress line a case where stderr is no terminal"
+    assert saved["environment"]["backend"] == "reference"
+    assert {limit["name"] for limit in saved["limits"]} >= {"matmul", "read, main memory", "write, main memory"}
+
+
+def test_the_command_of_a_row_is_accepted(quick_pack):
+    _, saved = quick_pack
+    for row in saved["results"]:
+        assert row["command"].startswith("python -m btr_kernels.bench --threads 1 --clock cpu")
+        assert f"--cases '{row['name']}'" in row["command"]
+
+
+def test_list_prints_the_names(capsys):
+    assert cli.main(["--list", "--ops", "merge_bits"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert names == [case.name for case in CASES if case.operator == "merge_bits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ops", "pack"], "invalid choice: 'pack'"),
+        (["--cases", "no such row"], "--cases: no row is named 'no such row'"),
+        (["--ops", "pack_bits", "--cases", CASES[-1].name], "no row matches"),
+        (["--threads", "0"], "invalid positive int value: '0'"),
+        (["--seconds-per-case", "-1"], "invalid positive float value: '-1'"),
+        (["--backend", "nope"], "invalid choice: 'nope'"),
+    ],
+)
+def test_bad_options_are_refused_by_name(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_run_says_why(capsys, monkeypatch):
+    # By its full name: the package attribute `backends` is the function.
+    cuda = importlib.import_module("btr_kernels.backends.cuda")
+    monkeypatch.setattr(cuda, "why_not", lambda: "there is no GPU")
+    with pytest.raises(SystemExit):
+        cli.main(["--backend", "cuda", "--ops", "pack_bits"])
+    assert "--backend: backend 'cuda' cannot run here: there is no GPU" in capsys.readouterr().err
+
+
+def test_plots_without_matplotlib_say_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("btr_kernels.bench.plots.why_not", lambda: "matplotlib is not installed")
+    with pytest.raises(SystemExit):
+        cli.main(["--plots", "anywhere", "--ops", "pack_bits"])
+    assert "--plots: matplotlib is not installed" in capsys.readouterr().err
+
+
+def test_a_wrong_result_fails_the_run(monkeypatch, capsys):
+    wrong = replace(CASES[0], ours=lambda i: i.out.zero_())
+    monkeypatch.setattr(cli, "CASES", (wrong,))
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: False)
+    assert cli.main(["--quick", "--seconds-per-case", "0.01"]) == 1
+    assert "wrong result: pack_bits" in capsys.readouterr().err
