@@ -12,17 +12,9 @@ from . import checks, reference
 ops = torch.ops.btr
 
 
-def _no_gradient_through_out(out: Tensor | None, *inputs: Tensor | None) -> None:
-    if out is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        raise ValueError("out: expected None where an input requires grad, since writing into out is not differentiable")
-
-
 def _check_norm(norm: str | None, eps: float) -> str:
     checks.norm("norm", norm)
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
-        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
-    if not eps >= 0:
-        raise ValueError(f"eps: expected a float >= 0, got {eps}")
+    checks.is_number("eps", eps, 0)
     return norm or "none"
 
 
@@ -90,9 +82,11 @@ def unpack_bits(
     checks.is_tensor("bits", bits)
     for name, value in (("scale", scale), ("bias", bias), ("token_scale", token_scale), ("out", out)):
         checks.is_optional_tensor(name, value)
+    checks.is_int("d", d, 1)
+    checks.is_dtype("dtype", dtype, checks.FLOATS)
     if out is None:
         return ops.unpack_bits(bits, d, scale, bias, token_scale, dtype)
-    _no_gradient_through_out(out, scale, bias, token_scale)
+    checks.writable(out, scale, bias, token_scale)
     ops.unpack_bits_out(bits, d, scale, bias, token_scale, out.dtype, out)
     return out
 
@@ -162,15 +156,14 @@ def sign_scale(
     """
     checks.is_tensor("x", x)
     checks.is_tensor("scale", scale)
-    kind, limit = ("ste", clamp) if grad == "ste" else _tanh(grad)
-    if not limit > 0:
-        raise ValueError(f"{'clamp' if kind == 'ste' else 'grad'}: expected a number > 0, got {limit}")
+    kind, limit = ("ste", clamp) if isinstance(grad, str) and grad == "ste" else _tanh(grad)
+    checks.is_number("clamp" if kind == "ste" else "grad", limit, 0, above=True)
     return ops.sign_scale(x, scale, _check_norm(norm, eps), eps, kind, limit)
 
 
 def _tanh(grad: object) -> tuple[str, float]:
-    if isinstance(grad, (tuple, list)) and len(grad) == 2 and grad[0] == "tanh" and isinstance(grad[1], (int, float)):
-        return "tanh", float(grad[1])
+    if isinstance(grad, (tuple, list)) and len(grad) == 2 and grad[0] == "tanh":
+        return "tanh", grad[1]
     raise ValueError(f"grad: expected 'ste' or ('tanh', beta), got {grad!r}")
 
 

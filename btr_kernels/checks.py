@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -28,6 +28,19 @@ def is_int(name: str, value: object, low: int) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name}: expected an int >= {low}, got {value}")
+
+
+def is_number(name: str, value: object, low: float, *, above: bool = False) -> None:
+    """A float or int that is at least `low`, or above it; NaN is neither."""
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not (value > low if above else value >= low):
+        raise ValueError(f"{name}: expected a number {'>' if above else '>='} {low}, got {value}")
+
+
+def is_one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected {_either([repr(c) for c in choices])}, got {value!r}")
 
 
 def has_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
@@ -100,9 +113,28 @@ def integers(name: str, values: Tensor | None, shape: Sequence[int], meaning: st
         on_device(name, values, device)
 
 
+def offsets(name: str, cu_seqlens: Tensor, device: torch.device) -> None:
+    """Offsets of packed passages, int32 or int64 (B + 1,)."""
+    has_dtype(name, cu_seqlens, (torch.int32, torch.int64))
+    has_dims(name, cu_seqlens, 1, "(B + 1,)")
+    on_device(name, cu_seqlens, device)
+    if cu_seqlens.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape (B + 1,), got (0,)")
+
+
 def norm(name: str, value: object) -> None:
     if value is not None and value not in NORMS:
         raise ValueError(f"{name}: expected None, 'rms' or 'layer', got {value!r}")
+
+
+def writable(out: Tensor | None, *inputs: Tensor | None) -> None:
+    """Writing into `out` is not differentiable, so nothing may ask for a gradient through it."""
+    if out is None or not torch.is_grad_enabled():
+        return
+    if out.requires_grad:
+        raise ValueError("out: expected a tensor that does not require grad")
+    if any(t is not None and t.requires_grad for t in inputs):
+        raise ValueError("out: expected None where an input requires grad, since writing into out is not differentiable")
 
 
 def _vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> None:

@@ -68,4 +68,5 @@ def hamming_topk(a: Tensor, b: Tensor, k: int) -> Neighbours:
     """
     checks.is_tensor("a", a)
     checks.is_tensor("b", b)
+    checks.is_int("k", k, 1)
     return Neighbours(*ops.hamming_topk(a, b, k))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .bits import _no_gradient_through_out
 
 ops = torch.ops.btr
 
@@ -81,6 +80,8 @@ def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str =
     checks.is_optional_tensor("scale", scale)
     checks.has_dtype("weight", weight, checks.FLOATS)
     checks.has_dims("weight", weight, 2, "(N, d)")
+    if weight.shape[1] < 1:
+        raise ValueError(f"weight: expected (N, d) with d >= 1, got {tuple(weight.shape)}")
     checks.channels("scale", scale, weight.shape[1], weight.device)
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -147,9 +148,10 @@ def unpack_matmul(
         name, head, differentiable = "unpack_matmul", (weight, scale), (weight, scale, bias, token_scale)
     if out_dtype is None:
         out_dtype = weight.dtype if out is None else out.dtype
+    checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
     args = (bits, *head, bias, token_scale, out_dtype)
     if out is None:
         return getattr(ops, name)(*args)
-    _no_gradient_through_out(out, *differentiable)
+    checks.writable(out, *differentiable)
     getattr(ops, f"{name}_out")(*args, out)
     return out

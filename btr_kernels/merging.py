@@ -81,12 +81,16 @@ def match_tokens(
     dims = 3 if cu_seqlens is None else 2
     checks.has_dims("bits", bits, dims, "(B, n, w)" if dims == 3 else "(total, w), since cu_seqlens was given")
     n = bits.shape[-2]
-    batch = bits.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if cu_seqlens is not None:
-        length = cu_seqlens.diff()
+        if lengths is not None:
+            raise ValueError("lengths: expected None together with cu_seqlens, which already tells the lengths")
+        checks.offsets("cu_seqlens", cu_seqlens, bits.device)
+        batch, length = cu_seqlens.shape[0] - 1, cu_seqlens.diff()
     elif lengths is not None:
-        length = lengths
+        batch, length = bits.shape[0], lengths
+        checks.integers("lengths", lengths, (batch,), "(B,)", bits.device)
     else:
+        batch = bits.shape[0]
         length = torch.full((batch,), n, dtype=torch.int64, device=bits.device)
 
     keep_per_passage, max_len = _keep(keep, length, n)

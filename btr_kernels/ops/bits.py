@@ -68,8 +68,14 @@ def _unpack_bits_backward(ctx, grad):
 register_autograd("unpack_bits", _unpack_bits_context, _unpack_bits_backward)
 
 
+def _norm(norm: str, eps: float) -> None:
+    checks.is_one_of("norm", norm, ("none", *checks.NORMS))
+    checks.is_number("eps", eps, 0)
+
+
 def _binarize(x: Tensor, norm: str, eps: float, magnitude: bool) -> list[Result]:
     checks.floats("x", x)
+    _norm(norm, eps)
     leading, d = x.shape[:-1], x.shape[-1]
     return [
         Result((*leading, (d + 7) // 8), torch.uint8),
@@ -86,6 +92,9 @@ _SIGN_SCALE = "Tensor x, Tensor scale, str norm, float eps, str grad, float limi
 def _sign_scale(x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float) -> list[Result]:
     checks.floats("x", x)
     checks.channels("scale", scale, x.shape[-1], x.device)
+    _norm(norm, eps)
+    checks.is_one_of("grad", grad, ("ste", "tanh"))
+    checks.is_number("limit", limit, 0, above=True)
     return [Result(x.shape, x.dtype)]
 
 

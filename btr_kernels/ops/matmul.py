@@ -97,6 +97,7 @@ def _unpack_matmul_prepared(
     out_dtype: torch.dtype,
 ) -> list[Result]:
     n, _ = _weight("weight", data, bits, (*_WEIGHTS, torch.int8))
+    checks.is_one_of("precision", precision, ("exact", "fast", "int8"))
     if row_scale is not None:
         checks.has_dtype("row_scale", row_scale, (torch.float32,))
         checks.has_shape("row_scale", row_scale, (n,), "(N,)")

@@ -17,11 +17,7 @@ def _passages(tokens: Tensor, name: str, cu_seqlens: Tensor | None) -> int:
         checks.has_dims(name, tokens, 3, "(B, n, ...)")
         return tokens.shape[0]
     checks.has_dims(name, tokens, 2, "(total, ...), since cu_seqlens was given")
-    checks.has_dtype("cu_seqlens", cu_seqlens, (torch.int32, torch.int64))
-    checks.has_dims("cu_seqlens", cu_seqlens, 1, "(B + 1,)")
-    checks.on_device("cu_seqlens", cu_seqlens, tokens.device)
-    if cu_seqlens.shape[0] < 1:
-        raise ValueError("cu_seqlens: expected shape (B + 1,), got (0,)")
+    checks.offsets("cu_seqlens", cu_seqlens, tokens.device)
     return cu_seqlens.shape[0] - 1
 
 
@@ -72,15 +68,15 @@ define(
 
 
 def _merge(
-    tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
+    name: str, tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
 ) -> list[Result]:
-    batch = _passages(tokens, "tokens", cu_in)
+    batch = _passages(tokens, name, cu_in)
     checks.has_dtype("plan.slot", slot, (torch.int32,))
-    checks.has_shape("plan.slot", slot, tokens.shape[:-1], "that of the tokens")
+    checks.has_shape("plan.slot", slot, tokens.shape[:-1], f"of {name} without the last dimension")
     checks.on_device("plan.slot", slot, tokens.device)
     if sizes is not None:
         checks.has_dtype("sizes", sizes, (torch.int32,))
-        checks.has_shape("sizes", sizes, tokens.shape[:-1], "that of the tokens")
+        checks.has_shape("sizes", sizes, tokens.shape[:-1], f"of {name} without the last dimension")
         checks.on_device("sizes", sizes, tokens.device)
     if (cu_in is None) != (cu_out is None):
         raise ValueError("plan: expected both the old and the new cu_seqlens or neither, got one")
@@ -114,12 +110,12 @@ _MERGE = "Tensor slot, Tensor? sizes, SymInt rows, Tensor? cu_in, Tensor? cu_out
 
 def _merge_bits(bits: Tensor, *rest) -> list[Result]:
     checks.packed("bits", bits)
-    return _merge(bits, *rest)
+    return _merge("bits", bits, *rest)
 
 
 def _merge_tokens(x: Tensor, *rest) -> list[Result]:
     checks.floats("x", x)
-    return _merge(x, *rest)
+    return _merge("x", x, *rest)
 
 
 define("merge_bits", f"Tensor bits, {_MERGE}", _merge_bits, results=2, check_values=_check_merge_values)

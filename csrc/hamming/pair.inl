@@ -9,9 +9,10 @@ inline int count_ones(uint64_t v) {
 #ifdef __POPCNT__
   return __builtin_popcountll(v);
 #else
-  v -= v >> 1 & 0x5555555555555555;
-  v = (v & 0x3333333333333333) + (v >> 2 & 0x3333333333333333);
-  return int(((v + (v >> 4) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101) >> 56);
+  v -= (v >> 1) & 0x5555555555555555;
+  v = (v & 0x3333333333333333) + ((v >> 2) & 0x3333333333333333);
+  v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0f;
+  return int(v * 0x0101010101010101 >> 56);
 #endif
 }
 

@@ -10,7 +10,7 @@
 //   the entry that its 4 bits name. Tables of kGroup channels (16 KB) stay in L1 while a block of tokens passes over
 //   them; they are built on the fly and never stored. Limit: one 32-byte load a (8 columns, 4 channels, token), two
 //   loads a cycle = 64 multiply-adds a cycle, four times the rate of FMA.
-// dot (few tokens). A table costs as much as 8 tokens save, so tokens are expanded to +-scale and each weight row is
+// dot (few tokens). A table costs as much as about 12 tokens save, so tokens are expanded to +-scale and each weight row is
 //   read once for all of them. Limit: the bandwidth at which the weight arrives.
 //
 // Work is split by token blocks and column tiles; see `MatmulPlan`.
@@ -48,7 +48,7 @@ struct MatmulPlan {
 struct MatmulKernels {
   static constexpr int kTile = 16;         // columns a table: one cache line of float32
   static constexpr int kGroup = 64;        // channels a set of tables: 16 groups of 4, 16 KB
-  static constexpr int64_t kFewTokens = 8;
+  static constexpr int64_t kFewTokens = 12;
 
   // Pieces [begin, end) of the plan.
   void (*run)(const MatmulArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end);

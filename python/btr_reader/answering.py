@@ -25,7 +25,9 @@ def form_of(store: Store | None) -> Form:
 def check_store(store: Store, reader: Reader) -> None:
     """Raises `ValueError` unless the store was encoded by this reader."""
     if store.settings.cut != reader.settings:
-        raise ValueError(f"{store.directory}: encoded at {store.settings.cut}, but the reader is cut at {reader.settings}")
+        raise ValueError(
+            f"{store.directory}: encoded at {store.settings.cut}, but the reader is cut at {reader.settings}"
+        )
     if store.settings.reader != reader.fingerprint():
         raise ValueError(f"{store.directory}: encoded by another reader (other weights or tokenizer); encode again")
 
@@ -113,10 +115,12 @@ class Answerer:
         self, questions: list[Question], query_ids: list[list[int]], given: list[list[dict[str, Any]]]
     ) -> PassageBatch:
         if self.store is None:
-            return pad_passages([
-                [self._text_ids(passage, question, len(ids)) for passage in passages]
-                for passages, question, ids in zip(given, questions, query_ids, strict=True)
-            ])
+            return pad_passages(
+                [
+                    [self._text_ids(passage, question, len(ids)) for passage in passages]
+                    for passages, question, ids in zip(given, questions, query_ids, strict=True)
+                ]
+            )
         wanted = [[passage["id"] for passage in passages] for passages in given]
         return self.store.fetch_tokens(wanted) if self.engine.form == "atlas" else self.store.fetch(wanted)
 

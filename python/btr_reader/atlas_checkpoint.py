@@ -66,14 +66,14 @@ def _load_safely(path: Path, options_classes: tuple[str, ...]) -> object:
     try:
         with torch.serialization.safe_globals(allowed):
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            if refused:
-                raise ValueError(
-                    f"{path}: refused to unpickle the class {', '.join(sorted(refused))}; if it is the options object, "
-                    "name it (--options-class) to have it read as plain attributes"
-                )
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            if not refused:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+    raise ValueError(
+        f"{path}: refused to unpickle the class {', '.join(sorted(refused))}; if it is the options object, name it "
+        "(--options-class) to have it read as plain attributes"
+    )
 
 
 def _reader_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -41,7 +41,9 @@ def distance_bias(attention: T5Attention, length: int, *, bidirectional: bool) -
     return attention.relative_attention_bias(buckets).T
 
 
-def attention_bias(by_distance: Tensor, sizes: Tensor | None, positions: Tensor | None = None, length: int = 0) -> Tensor:
+def attention_bias(
+    by_distance: Tensor, sizes: Tensor | None, positions: Tensor | None = None, length: int = 0
+) -> Tensor:
     """What is added to the attention logits of N sequences of n tokens, `(N or 1, heads, n, n)`.
 
     by_distance: `distance_bias` for at least the largest position + 1. sizes: int32 `(N, n)`: a key that stands for

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import btr_kernels
 
 from .batches import QueryBatch, pad_queries
-from .compression import PRESETS, Compression, Preset
+from .compression import PRESETS, Preset
 from .corpus import topic_passages
 from .encoding import PassageEncoder, calibrate_residual_scale, fill_store
 from .engine import Form, ReaderEngine
@@ -55,7 +55,13 @@ class BenchmarkSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("passages", 1), ("passage_length", 8), ("query_length", 2), ("new_tokens", 1), ("repeats", 1)):
+        for name, least in (
+            ("passages", 1),
+            ("passage_length", 8),
+            ("query_length", 2),
+            ("new_tokens", 1),
+            ("repeats", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (("shape", SHAPES), ("preset", PRESETS)):

@@ -16,14 +16,16 @@ def format_table(report: dict[str, Any]) -> str:
     rows = [header]
     for name, reader in report["readers"].items():
         spread = reader["spread"]
-        rows.append([
-            name,
-            f"{reader['queries_per_second']:.3f}",
-            f"{report['speedup'].get(name, 1.0):.2f}x",
-            f"{1000 * reader['seconds']:.0f}",
-            f"{1000 * spread['minimum']:.0f}..{1000 * spread['maximum']:.0f}",
-            *(f"{1000 * reader['stages'][stage]:.1f}" for stage in STAGES),
-        ])
+        rows.append(
+            [
+                name,
+                f"{reader['queries_per_second']:.3f}",
+                f"{report['speedup'].get(name, 1.0):.2f}x",
+                f"{1000 * reader['seconds']:.0f}",
+                f"{1000 * spread['minimum']:.0f}..{1000 * spread['maximum']:.0f}",
+                *(f"{1000 * reader['stages'][stage]:.1f}" for stage in STAGES),
+            ]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -56,7 +58,10 @@ def save_plot(report: dict[str, Any], path: str | Path) -> None:
     axes.margins(x=0.1)
     axes.set_xlabel("seconds per question")
     settings = report["settings"]
-    axes.set_title(f"{report['shape']}, {settings['passages']} x {settings['passage_length']} tokens, {report['device']}", fontsize=9)
+    axes.set_title(
+        f"{report['shape']}, {settings['passages']} x {settings['passage_length']} tokens, {report['device']}",
+        fontsize=9,
+    )
     axes.legend(fontsize=8, ncols=3)
     figure.savefig(path)
     pyplot.close(figure)

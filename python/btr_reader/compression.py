@@ -56,14 +56,14 @@ def earliest_positions(slot: Tensor, positions: Tensor | None, width: int) -> Te
         positions = torch.arange(n, dtype=torch.int32, device=slot.device).expand(rows, n)
     # Padding goes to a column of its own that is dropped again.
     column = torch.where(slot < 0, width, slot).long()
-    found = torch.full((rows, width + 1), n_beyond := torch.iinfo(torch.int32).max, dtype=torch.int32, device=slot.device)
+    found = torch.full(
+        (rows, width + 1), n_beyond := torch.iinfo(torch.int32).max, dtype=torch.int32, device=slot.device
+    )
     found = found.scatter_reduce(1, column, positions.int(), "amin")[:, :width]
     return torch.where(found == n_beyond, 0, found)
 
 
-def merge_passages(
-    states: Tensor, sizes: Tensor, positions: Tensor, keep: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def merge_passages(states: Tensor, sizes: Tensor, positions: Tensor, keep: float) -> tuple[Tensor, Tensor, Tensor]:
     """Merges the most similar tokens of N passages until the share `keep` of each is left.
 
     states: float `(N, n, d)`. sizes: int32 `(N, n)`, padding (0) on the right. positions: int32 `(N, n)`.

@@ -74,12 +74,14 @@ def cloze_questions(passages: list[dict[str, str]], limit: int = 500) -> list[di
     questions = []
     for index, sentence, quoted in found[::step]:
         blanked = sentence[: quoted.start()] + '"____"' + sentence[quoted.end() :]
-        questions.append({
-            "id": f"q-{passages[index]['id']}",
-            "question": f"which term fills the blank: {blanked}",
-            "answers": [quoted.group(1)],
-            "passages": passages[index : index + PASSAGES_PER_QUESTION],
-        })
+        questions.append(
+            {
+                "id": f"q-{passages[index]['id']}",
+                "question": f"which term fills the blank: {blanked}",
+                "answers": [quoted.group(1)],
+                "passages": passages[index : index + PASSAGES_PER_QUESTION],
+            }
+        )
     return questions
 
 

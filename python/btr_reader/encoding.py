@@ -65,9 +65,7 @@ class PassageEncoder:
         states = self._encoder.passage_states(batch.content[0], batch.sizes[0], self.reader.settings)
         return ids, states, batch.sizes[0]
 
-    def batches(
-        self, passages: Sequence[Passage], batch_size: int = 32
-    ) -> Iterator[list[tuple[int, EncodedPassage]]]:
+    def batches(self, passages: Sequence[Passage], batch_size: int = 32) -> Iterator[list[tuple[int, EncodedPassage]]]:
         """Encodes passages in batches of similar length: yields `(index in passages, encoded)` batch by batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -145,7 +143,7 @@ def fill_store(
     return added
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def calibrate_residual_scale(reader: Reader, passages: Iterable[Passage], passage_length: int = 200) -> Tensor:
     """rho, float32 `(d,)`: the mean magnitude of every channel of the states at the reader's cut.
 

@@ -33,9 +33,7 @@ class ReaderEngine:
     [[32099, 3, 9, 1]]
     """
 
-    def __init__(
-        self, reader: Reader, form: Form, compression: Compression = Compression(), precision: str = "exact"
-    ):
+    def __init__(self, reader: Reader, form: Form, compression: Compression = Compression(), precision: str = "exact"):
         """compression: its joint and decoder shares apply here; precision: of the projections of bits.
 
         Raises `ValueError` for the `btr` form of a reader that was not calibrated.
@@ -74,7 +72,9 @@ class ReaderEngine:
     def _states(self, content: Tensor) -> States:
         d = self.reader.config.d_model
         if self.form == "atlas":
-            _check_content(content, self.form, "int64 ids (B, P, T)", content.dtype == torch.int64 and content.ndim == 3)
+            _check_content(
+                content, self.form, "int64 ids (B, P, T)", content.dtype == torch.int64 and content.ndim == 3
+            )
             return FloatStates(self.encoder.embedding(content))
         if content.dtype == torch.uint8 and self._code is not None:
             right = content.ndim == 4 and content.shape[-1] == -(-d // 8)

@@ -34,16 +34,20 @@ def evaluate_file(path: str | Path, task: TaskName) -> dict[str, float]:
         if not isinstance(row.get("generation"), str):
             raise ValueError(f"{where}: field 'generation' must be a string, got {row.get('generation')!r}")
         if not isinstance(row.get("answers"), list) or not row["answers"]:
-            raise ValueError(f"{where}: field 'answers' must be a list of at least one answer, got {row.get('answers')!r}")
+            raise ValueError(
+                f"{where}: field 'answers' must be a list of at least one answer, got {row.get('answers')!r}"
+            )
     if task == "mmlu":
         return _multiple_choice(rows)
     results = [(row["generation"], row["answers"]) for _, row in rows]
     if task == "fever":
         return _percent({"accuracy": [float(generation in answers) for generation, answers in results]})
-    return _percent({
-        "exact_match": [exact_match(generation, answers) for generation, answers in results],
-        "f1": [best_f1(generation, answers) for generation, answers in results],
-    })
+    return _percent(
+        {
+            "exact_match": [exact_match(generation, answers) for generation, answers in results],
+            "f1": [best_f1(generation, answers) for generation, answers in results],
+        }
+    )
 
 
 def _percent(scores: dict[str, list[float]]) -> dict[str, float]:

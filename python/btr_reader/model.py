@@ -21,7 +21,9 @@ _EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight
 def check_architecture(config: T5Config, where: str = "config") -> None:
     """Raises `ValueError` unless the configuration is T5 v1.1: gated GELU and an unscaled, untied output head."""
     if config.feed_forward_proj != "gated-gelu":
-        raise ValueError(f"{where}: expected feed_forward_proj 'gated-gelu' (T5 v1.1), got {config.feed_forward_proj!r}")
+        raise ValueError(
+            f"{where}: expected feed_forward_proj 'gated-gelu' (T5 v1.1), got {config.feed_forward_proj!r}"
+        )
     if config.scale_decoder_outputs:
         raise ValueError(f"{where}: expected tie_word_embeddings false (T5 v1.1 has an output head of its own)")
 

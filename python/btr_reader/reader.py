@@ -128,7 +128,9 @@ def _load_residual_scale(path: Path, settings: ReaderSettings) -> torch.Tensor |
         measured_at = file.metadata() or {}
     expected = {name: str(value) for name, value in settings.to_dict().items()}
     if measured_at != expected:
-        raise ValueError(f"{path}: measured at {measured_at}, but the reader is cut at {expected}: run btr calibrate again")
+        raise ValueError(
+            f"{path}: measured at {measured_at}, but the reader is cut at {expected}: run btr calibrate again"
+        )
     return tensors[_SCALE]
 
 

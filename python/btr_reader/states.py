@@ -59,6 +59,7 @@ class BinaryCode:
     The first projections of the sub-layer after the cut are prepared once, with the scale folded in.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: T5ForConditionalGeneration,
@@ -77,10 +78,10 @@ class BinaryCode:
             root_mean_square = torch.sqrt(residual_scale.pow(2).mean() + layer.layer_norm.variance_epsilon)
             norm_scale = layer.layer_norm.weight * residual_scale / root_mean_square
         self.residual_scale = residual_scale
-        self.norm_scale = norm_scale.detach()
+        self.norm_scale = norm_scale
         self._norm = layer.layer_norm
         self._prepared = {
-            linear: btr_kernels.prepare_weight(linear.weight.detach(), scale=self.norm_scale, precision=precision)
+            linear: btr_kernels.prepare_weight(linear.weight, scale=norm_scale, precision=precision)
             for linear in linears
         }
 

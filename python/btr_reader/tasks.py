@@ -75,7 +75,9 @@ def _passage_records(record: dict[str, Any], where: str) -> list[dict[str, Any]]
     for entry in passages:
         entry = {"id": entry} if isinstance(entry, (str, int)) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (str, int)):
-            raise ValueError(f"{where}: every entry of 'passages' must be an id or an object with an 'id', got {entry!r}")
+            raise ValueError(
+                f"{where}: every entry of 'passages' must be an id or an object with an 'id', got {entry!r}"
+            )
         records.append({**entry, "id": str(entry["id"])})
     return records
 

@@ -165,11 +165,12 @@ class ReaderTokenizer:
 
 
 def _unigram_backend(pieces: list[tuple[str, float]]) -> Tokenizer:
-    known = {piece for piece, _ in pieces}
-    # Multiple-choice reading compares the outputs for "A", "B", ...: each must be one token. The score of the least
-    # likely piece makes sure that an added letter never splits a word that had a better reading.
+    known = dict(pieces)
+    # Multiple-choice reading compares the outputs for "A", "B", ...: each must be one token. Its score is just above that
+    # of the two pieces it would else be read as, so that it hardly changes how any other word is read.
     floor = min(score for _, score in pieces)
-    pieces = pieces + [(_BLANK + letter, floor) for letter in _LETTERS if _BLANK + letter not in known]
+    apart = {letter: known.get(_BLANK, floor) + known.get(letter, floor) for letter in _LETTERS}
+    pieces = pieces + [(_BLANK + letter, apart[letter] + 0.01) for letter in _LETTERS if _BLANK + letter not in known]
     pieces = pieces + [(sentinel, 0.0) for sentinel in SENTINELS if sentinel not in known]
     backend = Tokenizer(models.Unigram(pieces, unk_id=UNK, byte_fallback=False))
     backend.normalizer = normalizers.NFKC()

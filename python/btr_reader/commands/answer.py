@@ -110,6 +110,8 @@ def _finished_results(out: Path, options: ReadingOptions) -> list[tuple[str, str
 def _check_resumption(out: Path, done: list[tuple[str, str]], asked: list[tuple[str, str]]) -> None:
     for number, (old, new) in enumerate(zip(done, asked), start=1):
         if old != new:
-            raise ValueError(f"{out}:{number}: the result is of question {old[0]!r}, expected {new[0]!r}: cannot resume")
+            raise ValueError(
+                f"{out}:{number}: the result is of question {old[0]!r}, expected {new[0]!r}: cannot resume"
+            )
     if len(done) > len(asked):
         raise ValueError(f"{out}: has {len(done)} results for {len(asked)} questions: cannot resume")

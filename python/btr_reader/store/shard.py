@@ -118,7 +118,9 @@ class ShardFile:
         if slots is not None and (int(slots.min()) < 0 or int(slots.max()) >= kept):
             raise ValueError(f"{self.path}: damaged shard: slots of passage {row} must be in 0..{kept - 1}")
         if slots is None and kept != stop - start:
-            raise ValueError(f"{self.path}: damaged shard: passage {row} has {stop - start} token ids for {kept} states")
+            raise ValueError(
+                f"{self.path}: damaged shard: passage {row} has {stop - start} token ids for {kept} states"
+            )
         return states, self.token_ids[start:stop], slots
 
     def verify(self) -> None:

@@ -55,7 +55,9 @@ class Store:
         for number in range(len(self.manifest.shards)):
             for row, passage_id in enumerate(self.shard(number).passage_ids()):
                 if passage_id in places:
-                    raise ValueError(f"{self.shard(number).path}: damaged shard: passage id {passage_id!r} occurs twice")
+                    raise ValueError(
+                        f"{self.shard(number).path}: damaged shard: passage id {passage_id!r} occurs twice"
+                    )
                 places[passage_id] = (number, row)
         return places
 
