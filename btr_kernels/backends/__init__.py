@@ -30,12 +30,13 @@ _chosen: ContextVar[tuple[str, ...]] = ContextVar("btr_backend", default=())
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run in this process, and if not why (`reason`)."""
+    """Whether a backend can run in this process, if not why (`reason`), and if so which `operators` it has."""
 
     name: str
     available: bool
     reason: str
     devices: tuple[str, ...]
+    operators: tuple[str, ...]
 
 
 def _never_traced(function: Callable) -> Callable:
@@ -94,11 +95,14 @@ def backends() -> dict[str, BackendStatus]:
         >>> backends()["reference"].available
         True
     """
+    from ..ops.define import OPERATORS  # not at the top: operators are defined with the help of this module
+
     found = {}
     for name in NAMES:
         module = _module(name)
         reason = module.why_not()
-        found[name] = BackendStatus(name, reason is None, reason or "", module.DEVICES)
+        operators = () if reason else tuple(op for op in OPERATORS if module.kernel(op) is not None)
+        found[name] = BackendStatus(name, reason is None, reason or "", module.DEVICES, operators)
     return found
 
 

@@ -11,7 +11,11 @@ import torch
 
 @cache
 def load() -> tuple[ModuleType | None, str]:
-    """The module `_C` once the native operators are registered, or None and why they are not there."""
+    """The module `_C` once the native operators are registered, or None and why they are not there.
+
+    Raises:
+        ValueError: the environment variable BTR_ISA names an instruction set that does not run here.
+    """
     library = Path(__file__).parent.parent / "libbtr_torch.so"
     if not library.exists():
         return None, f"the compiled library {library.name} is missing: install with `pip install .` (needs a C++ compiler)"
@@ -21,4 +25,5 @@ def load() -> tuple[ModuleType | None, str]:
         torch.ops.load_library(library)
     except (ImportError, OSError) as error:
         return None, f"the compiled library does not load: {error}"
+    _C.isa()
     return _C, ""

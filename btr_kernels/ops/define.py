@@ -21,6 +21,9 @@ from .. import backends
 
 _library = torch.library.Library("btr", "DEF")
 
+#: Names of the operators defined so far, without the `_out` variants: what a backend may have kernels for.
+OPERATORS: list[str] = []
+
 #: True when BTR_DEBUG=1: values inside tensors (lengths, slots) are then checked on GPUs too, with a host sync.
 CHECK_GPU_VALUES = os.environ.get("BTR_DEBUG", "0") == "1"
 
@@ -66,6 +69,7 @@ def define(
         outs = allocate(args)
         return outs[0] if results == 1 else tuple(outs)
 
+    OPERATORS.append(name)
     returns = "Tensor" if results == 1 else "(" + ", ".join(["Tensor"] * results) + ")"
     _register(f"{name}({arguments}) -> {returns}", implementation, fake)
     if not out:
