@@ -36,9 +36,9 @@ def check_store(store: Store, reader: Reader) -> None:
 class Answerer:
     """Answers batches of questions and counts what it had to leave out.
 
-    store: None only for the `atlas` form, which then reads the passages' texts given with the questions. With a store all
-    forms read the token ids in it. text_length: tokens of query and passage together, for texts that come with the
-    questions. passages: how many are read per question, None for all that are given.
+    store: None only for the `atlas` form, which then reads the passages' texts given with the questions. With a store
+    all forms read the token ids in it. text_length: tokens of query and passage together, for texts that come with
+    the questions. passages: how many are read per question, None for all that are given.
     """
 
     engine: ReaderEngine

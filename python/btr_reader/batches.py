@@ -41,8 +41,8 @@ class PassageBatch:
     def __post_init__(self) -> None:
         if self.content.ndim not in (3, 4) or self.content.shape[:3] != self.sizes.shape:
             raise ValueError(
-                f"content must be (B, P, T) or (B, P, T, channels) with sizes (B, P, T), got {tuple(self.content.shape)}"
-                f" with {tuple(self.sizes.shape)}"
+                "content must be (B, P, T) or (B, P, T, channels) with sizes (B, P, T), "
+                f"got {tuple(self.content.shape)} with {tuple(self.sizes.shape)}"
             )
         if self.positions is not None and self.positions.shape != self.sizes.shape:
             raise ValueError(f"positions must be {tuple(self.sizes.shape)}, got {tuple(self.positions.shape)}")

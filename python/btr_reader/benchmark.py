@@ -136,7 +136,8 @@ class _Bench:
         pool = list(itertools.islice(_full_passages(source, reader.tokenizer, self.settings.passage_length), wanted))
         if len(pool) < wanted:
             raise ValueError(
-                f"{self.corpus}: the text gives only {len(pool)} passages of {self.settings.passage_length} tokens, {wanted} are needed"
+                f"{self.corpus}: the text gives only {len(pool)} passages of {self.settings.passage_length} tokens, "
+                f"{wanted} are needed"
             )
         return reader, pool
 

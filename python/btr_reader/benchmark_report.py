@@ -34,7 +34,10 @@ def format_table(report: dict[str, Any]) -> str:
         f"{settings['query_length']}, {settings['new_tokens']} new tokens; preset {settings['preset']} (kept: offline "
         f"{keep['offline']}, per joint layer {keep['joint']}, to the decoder {keep['decoder']})"
     )
-    where = f"{report['device']}, {settings['threads']} threads, torch {settings['torch']}; medians of {settings['repeats']} alternating rounds"
+    where = (
+        f"{report['device']}, {settings['threads']} threads, torch {settings['torch']}; "
+        f"medians of {settings['repeats']} alternating rounds"
+    )
     return "\n".join([title, where, "", *lines])
 
 

@@ -17,8 +17,8 @@ Preset = Literal["none", "paper", "aggressive"]
 class Compression:
     """Shares of passage tokens kept, each in (0, 1]; 1 keeps all. Query tokens are never merged.
 
-    offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in. decoder: of what the
-    last encoder layer gives, before keys and values are projected for the decoder. (BTR, sections 3.2 and 3.4.)
+    offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in. decoder: of what
+    the last encoder layer gives, before keys and values are projected for the decoder. (BTR, sections 3.2 and 3.4.)
     """
 
     offline: float = 1.0

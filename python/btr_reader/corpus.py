@@ -1,7 +1,7 @@
 """Real English text that every Python installation has: the reference topics of `pydoc`, as an Atlas corpus.
 
-A fresh machine has no corpus. The language reference that ships with Python (`pydoc_data.topics`, about 0.5 to 0.7 MB of
-prose, tables and code) is one that needs no download: it is the default text of the benchmark and of the examples.
+A fresh machine has no corpus. The language reference that ships with Python (`pydoc_data.topics`, about 0.5 to 0.7 MB
+of prose, tables and code) is one that needs no download: it is the default text of the benchmark and of the examples.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _sections(topic: str) -> list[tuple[str, str]]:
 def cloze_questions(passages: list[dict[str, str]], limit: int = 500) -> list[dict[str, Any]]:
     """Fill-in questions over the passages, in Atlas' question format with passages.
 
-    A sentence that quotes a term ("else") becomes the question with the term blanked out; the term is the answer. At most
-    one question a passage, at most `limit` in all, evenly spread over the corpus.
+    A sentence that quotes a term ("else") becomes the question with the term blanked out; the term is the answer. At
+    most one question a passage, at most `limit` in all, evenly spread over the corpus.
     """
     found = []
     for index, passage in enumerate(passages):

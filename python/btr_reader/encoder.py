@@ -1,8 +1,8 @@
 """The fusion-in-decoder encoder in all its forms: Atlas, DeFormer and BTR are one function over other inputs.
 
 Atlas embeds the passage's tokens and joins at layer 0; DeFormer and BTR join at the cut layer k, on states that were
-computed offline, as floats or as bits. On the same tokens DeFormer with k = 0 is Atlas to the bit, and BTR given floats is
-DeFormer to the bit, because there is no second code path.
+computed offline, as floats or as bits. On the same tokens DeFormer with k = 0 is Atlas to the bit, and BTR given
+floats is DeFormer to the bit, because there is no second code path.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def _merge_beside_query(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merges the passage part of [query; passage]; the first `width` columns, the query, stay as they are."""
     merged = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], keep)
-    return tuple(torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged))
+    return tuple(
+        torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged, strict=True)
+    )
 
 
 def _drop_padding(states: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batches import PassageBatch, QueryBatch
-from .compression import Compression
+from .compression import PRESETS, Compression
 from .decoder import CrossMemory, GreedyDecoder
 from .encoder import FusionEncoder, Memory
 from .reader import Reader
@@ -33,7 +33,9 @@ class ReaderEngine:
     [[32099, 3, 9, 1]]
     """
 
-    def __init__(self, reader: Reader, form: Form, compression: Compression = Compression(), precision: str = "exact"):
+    def __init__(
+        self, reader: Reader, form: Form, compression: Compression = PRESETS["none"], precision: str = "exact"
+    ):
         """compression: its joint and decoder shares apply here; precision: of the projections of bits.
 
         Raises `ValueError` for the `btr` form of a reader that was not calibrated.
@@ -53,7 +55,7 @@ class ReaderEngine:
 
     @torch.inference_mode()
     def encode(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> Memory:
-        """The decoder's memory of B queries over their passages. Content must be what the form reads (see the class)."""
+        """The decoder's memory of B queries over their passages. Their content is what the form reads."""
         clock = clock or StageClock()
         settings = self.reader.settings
         if query.ids.shape[0] != passages.sizes.shape[0]:

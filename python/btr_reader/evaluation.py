@@ -17,9 +17,9 @@ from .tasks import TASKS, TaskName
 def evaluate_file(path: str | Path, task: TaskName) -> dict[str, float]:
     """The task's metrics over a results file, in percent, with the number of questions as `questions`.
 
-    nq, triviaqa, webq: `exact_match` and `f1`, the best over the accepted answers. fever: `accuracy` of the answer as it
-    was generated, not normalised. mmlu: `accuracy` over the questions as they stand in the file and, where they were
-    also asked with permuted options, `debiased_accuracy`: probabilities of each option averaged over its places.
+    nq, triviaqa, webq: `exact_match` and `f1`, the best over the accepted answers. fever: `accuracy` of the answer as
+    it was generated, not normalised. mmlu: `accuracy` over the questions as they stand in the file and, where they
+    were also asked with permuted options, `debiased_accuracy`: probabilities of each option averaged over its places.
     A line without the fields that are needed is a `ValueError` naming it.
 
     >>> evaluate_file("answers.jsonl", "nq")  # doctest: +SKIP

@@ -11,8 +11,8 @@ from typing import Any
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields `(where, record)` for every non-blank line of a JSON-lines file.
 
-    `where` is `"FILE:LINE"` and is meant for error messages. A line that is not a JSON object in UTF-8 is a `ValueError`
-    that names the file and the line; a missing file is a `FileNotFoundError`.
+    `where` is `"FILE:LINE"` and is meant for error messages. A line that is not a JSON object in UTF-8 is a
+    `ValueError` that names the file and the line; a missing file is a `FileNotFoundError`.
 
     >>> for where, record in read_jsonl("passages.jsonl"):  # doctest: +SKIP
     ...     print(where, record["id"])

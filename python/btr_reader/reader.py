@@ -37,7 +37,8 @@ class Reader:
         self.settings.check_depth(self.config.num_layers)
         if self.tokenizer.vocabulary_size > self.config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens, but the model only {self.config.vocab_size} embeddings"
+                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens, "
+                f"but the model only {self.config.vocab_size} embeddings"
             )
         scale = self.residual_scale
         if scale is not None and scale.shape != (self.config.d_model,):
@@ -145,8 +146,8 @@ def random_reader(
 ) -> Reader:
     """A reader with random weights, for speed measurements and tests.
 
-    Without a tokenizer one of at most `vocabulary_size` tokens is trained on the texts. The same arguments give the same
-    reader, to the bit.
+    Without a tokenizer one of at most `vocabulary_size` tokens is trained on the texts. The same arguments give the
+    same reader, to the bit.
     """
     if tokenizer is None:
         tokenizer = ReaderTokenizer.train(texts, min(vocabulary_size, config.vocab_size))

@@ -1,8 +1,8 @@
 """Token states that a sub-layer of T5 reads: floats, or bits with what restores them.
 
-A pre-norm sub-layer uses its input twice: as the residual that its result is added to, and normalised, as what its first
-projections multiply. Everything after those two is the same for all forms of the reader, so a states object gives exactly
-them, and the encoder does not know which kind it runs on.
+A pre-norm sub-layer uses its input twice: as the residual that its result is added to, and normalised, as what its
+first projections multiply. Everything after those two is the same for all forms of the reader, so a states object
+gives exactly them, and the encoder does not know which kind it runs on.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class FloatStates:
 class BinaryCode:
     """How a reader reads its bits back: the residual is rho * (±1), the normalised state is `norm_scale` * (±1).
 
-    At `attention_output` the bits are the signs of the normalised state, whose magnitude the norm's weight gamma replaces:
-    norm_scale = gamma (BTR, section 3.1). At `layer_output` the restored residual is normalised: its mean square is the
-    same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps), without an approximation.
+    At `attention_output` the bits are the signs of the normalised state, whose magnitude the norm's weight gamma
+    replaces: norm_scale = gamma (BTR, section 3.1). At `layer_output` the restored residual is normalised: its mean
+    square is the same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps), without an
+    approximation.
 
     The first projections of the sub-layer after the cut are prepared once, with the scale folded in.
     """

@@ -62,7 +62,7 @@ class ReaderTokenizer:
         """The token ids of the text cut to `max_length` ids, the last of them the end token."""
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2 (one token and the end token), got {max_length}")
-        return self.encode(text)[: max_length - 1] + [EOS]
+        return [*self.encode(text)[: max_length - 1], EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens; ids beyond the vocabulary (padding outputs) are left out."""
@@ -166,8 +166,8 @@ class ReaderTokenizer:
 
 def _unigram_backend(pieces: list[tuple[str, float]]) -> Tokenizer:
     known = dict(pieces)
-    # Multiple-choice reading compares the outputs for "A", "B", ...: each must be one token. Its score is just above that
-    # of the two pieces it would else be read as, so that it hardly changes how any other word is read.
+    # Multiple-choice reading compares the outputs for "A", "B", ...: each must be one token. Its score is just above
+    # that of the two pieces it would else be read as, so that it hardly changes how any other word is read.
     floor = min(score for _, score in pieces)
     apart = {letter: known.get(_BLANK, floor) + known.get(letter, floor) for letter in _LETTERS}
     pieces = pieces + [(_BLANK + letter, apart[letter] + 0.01) for letter in _LETTERS if _BLANK + letter not in known]

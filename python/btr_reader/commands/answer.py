@@ -35,13 +35,16 @@ class ReadingOptions:
     """Replace a results file that exists."""
 
 
+DEFAULT_READING = ReadingOptions()
+
+
 def answer(
     reader: Path,
     questions: Path,
     out: Path,
     store: Path | None = None,
     task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq",
-    options: OmitArgPrefixes[ReadingOptions] = ReadingOptions(),
+    options: OmitArgPrefixes[ReadingOptions] = DEFAULT_READING,
 ) -> None:
     """Answers questions over the passages that they list, and writes Atlas' results format.
 
@@ -108,7 +111,7 @@ def _finished_results(out: Path, options: ReadingOptions) -> list[tuple[str, str
 
 
 def _check_resumption(out: Path, done: list[tuple[str, str]], asked: list[tuple[str, str]]) -> None:
-    for number, (old, new) in enumerate(zip(done, asked), start=1):
+    for number, (old, new) in enumerate(zip(done, asked, strict=False), start=1):
         if old != new:
             raise ValueError(
                 f"{out}:{number}: the result is of question {old[0]!r}, expected {new[0]!r}: cannot resume"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from .answer import ReadingOptions
+from .answer import DEFAULT_READING, ReadingOptions
 
 
 def evaluate(
@@ -18,7 +18,7 @@ def evaluate(
     questions: Path | None = None,
     out: Path | None = None,
     json: Path | None = None,
-    options: OmitArgPrefixes[ReadingOptions] = ReadingOptions(),
+    options: OmitArgPrefixes[ReadingOptions] = DEFAULT_READING,
 ) -> None:
     """Scores a results file, or answers questions first and scores the results.
 

@@ -36,7 +36,7 @@ def info(store: Positional[Path], /) -> None:
     if originals:
         per_token = total_bytes / originals
         rows["bytes per token read"] = (
-            f"{per_token:.1f}, all files' ids and offsets included; float32 states: {float_bytes} ({float_bytes / per_token:.1f}x)"
+            f"{per_token:.1f}, ids and offsets included; float32 states: {float_bytes} ({float_bytes / per_token:.1f}x)"
         )
     width = max(map(len, rows))
     for name, value in rows.items():

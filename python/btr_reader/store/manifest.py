@@ -53,9 +53,9 @@ class Shard:
 class StoreSettings:
     """What determines every byte of a store; a store is only ever continued with the same settings.
 
-    reader, corpus: SHA-256 of the reader's offline part and of the passages file. channels: d. keep: share of a passage's
-    tokens kept. passage_length: tokens that a passage is cut to, the end token included. shard_passages: passages in a
-    full shard.
+    reader, corpus: SHA-256 of the reader's offline part and of the passages file. channels: d. keep: share of a
+    passage's tokens kept. passage_length: tokens that a passage is cut to, the end token included. shard_passages:
+    passages in a full shard.
     """
 
     reader: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ class ShardFile:
         check_size(path, entry)
         try:
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged shard: {error}") from None
         expected = self._expected(tensors)
@@ -97,7 +98,7 @@ class ShardFile:
 
     def _checked_offsets(self, tensors: dict[str, Tensor], name: str, total: int) -> list[int]:
         offsets = tensors[name].tolist()
-        if offsets[0] != 0 or offsets[-1] != total or any(a > b for a, b in zip(offsets, offsets[1:])):
+        if offsets[0] != 0 or offsets[-1] != total or any(a > b for a, b in pairwise(offsets)):
             raise ValueError(f"{self.path}: damaged shard: {name} must rise from 0 to {total}")
         return offsets
 
@@ -105,7 +106,7 @@ class ShardFile:
         """The ids of the shard's passages, in order."""
         offsets = self._id_offsets
         try:
-            return [self._id_bytes[start:stop].decode() for start, stop in zip(offsets, offsets[1:])]
+            return [self._id_bytes[start:stop].decode() for start, stop in pairwise(offsets)]
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: damaged shard: a passage id is not UTF-8: {error}") from None
 
