@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import current_backend, use_backend
+from .. import backends, current_backend, use_backend
 from ..backends import NAMES
 from .case import Case, WrongResult
 from .cases import CASES, OPERATORS
@@ -68,11 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = use_backend(backend)
     except RuntimeError as error:
         p.error(f"--backend: {error}")
+    if backend != "auto" and "cpu" not in (devices := backends()[backend].devices):
+        p.error(f"--backend: the rows are CPU tensors, and backend {backend!r} takes {' or '.join(devices)} tensors")
 
     keep_freed_memory()
     with chosen, thread_count(options.threads):
         try:
-            report = run(cases, options, shlex.join([*PROGRAM.split(), *arguments]))
+            report = run(cases, options, shlex.join([*_program(), *arguments]))
         except WrongResult as error:
             print(f"wrong result: {error}", file=sys.stderr)
             return 1
@@ -92,7 +95,7 @@ def run(cases: Sequence[Case], options: argparse.Namespace, command: str) -> Rep
     machine = environment(options.threads)
     report = Report(command, clock, machine)
     limits = Limits(options.threads, getattr(SYSTEM_CLOCK, clock), QUICK_MATMUL if options.quick else MATMUL)
-    repeat = [*PROGRAM.split(), "--threads", str(options.threads), "--clock", clock]
+    repeat = [*_program(), "--threads", str(options.threads), "--clock", clock]
     repeat += ["--seconds-per-case", f"{seconds:g}"]
     if options.backend:
         repeat += ["--backend", options.backend]
@@ -113,6 +116,12 @@ def run(cases: Sequence[Case], options: argparse.Namespace, command: str) -> Rep
                 advance(None, f"[{done}/{len(cases)}] {progress_line(report.results[-1])}")
     report.limits = limits.measured()
     return report
+
+
+def _program() -> list[str]:
+    """The start of a command that repeats a run: the environment variables that change results, and the program."""
+    variables = [f"{name}={os.environ[name]}" for name in ("BTR_ISA", "BTR_BACKEND") if name in os.environ]
+    return [*variables, *PROGRAM.split()]
 
 
 def _select(p: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .measure import Result
+
+#: More rows than this go into two columns.
+MAX_ROWS = 36
 BASELINE_COLOUR, PEER_COLOUR = "#4477aa", "#ee8866"
 #: One colour and marker an operator; the colours are told apart with every kind of colour vision.
 _COLOURS = (
@@ -43,31 +47,42 @@ def save(report: Report, directory: str | Path) -> list[Path]:
 def ratios(report: Report) -> Figure:
     """Bars: how many times faster than the baseline and than the best peer, a row a case."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     results = report.results
-    figure = Figure(figsize=(10, 1.8 + 0.36 * len(results)), layout="constrained")
-    axes = figure.subplots()
-    positions = range(len(results))
-    baseline = axes.barh([y - 0.19 for y in positions], [r.vs_baseline - 1 for r in results], 0.36, left=1,
-                         color=BASELINE_COLOUR, label="vs PyTorch baseline")  # fmt: skip
+    columns = 1 if len(results) <= MAX_ROWS else 2
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(9.5 * columns, 1.6 + 0.32 * rows), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    values = [r.vs_baseline for r in results] + [r.vs_best_peer for r in results if r.vs_best_peer is not None]
+    for index, axes in enumerate(panels):
+        axes.set_xscale("log")
+        # Room on the right for the labels of the longest bars.
+        axes.set_xlim(min(0.8, *values) / 1.3, max(2.0, *values) * 2.2)
+        _draw_bars(axes, results[index * rows : (index + 1) * rows])
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.set_xlabel(f"times faster, {CLOCKS[report.clock]}")
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
+    _title(figure, "btr_kernels against plain PyTorch and the best other implementation", report)
+    return figure
+
+
+def _draw_bars(axes: Axes, results: list[Result]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     with_peer = [(y, r) for y, r in enumerate(results) if r.vs_best_peer is not None]
-    peer = axes.barh([y + 0.19 for y, _ in with_peer], [r.vs_best_peer - 1 for _, r in with_peer], 0.36, left=1,
-                     color=PEER_COLOUR, label="vs best peer")  # fmt: skip
-    axes.set_xscale("log")
-    values = [r.vs_baseline for r in results] + [r.vs_best_peer for _, r in with_peer]
-    axes.set_xlim(min(0.8, *values) / 1.5, max(2.0, *values) * 1.8)
-    for bars, labels in (
-        (baseline, [f"{number(r.vs_baseline)}x" for r in results]),
-        (peer, [f"{number(r.vs_best_peer)}x  {r.best_peer}" for _, r in with_peer]),
+    baseline = [(y - 0.2, r.vs_baseline, f"{number(r.vs_baseline)}x") for y, r in enumerate(results)]
+    peer = [(y + 0.2, r.vs_best_peer, f"{number(r.vs_best_peer)}x  {r.best_peer}") for y, r in with_peer]
+    for bars, colour, name in (
+        (baseline, BASELINE_COLOUR, "vs PyTorch baseline"),
+        (peer, PEER_COLOUR, "vs best peer"),
     ):
-        for bar, label in zip(bars, labels, strict=True):
-            right = max(bar.get_x(), bar.get_x() + bar.get_width())
-            axes.annotate(label, (right, bar.get_y() + bar.get_height() / 2), (3, 0), textcoords="offset points",
-                          va="center", fontsize=6.5, color="#444444")  # fmt: skip
+        positions, values = [y for y, _, _ in bars], [value for _, value, _ in bars]
+        axes.barh(positions, [value - 1 for value in values], 0.38, left=1, color=colour, label=name)
+        for y, value, text in bars:
+            axes.annotate(text, (max(value, 1), y), (3, 0), textcoords="offset points", va="center_baseline",
+                          fontsize=6.5, color="#444444")  # fmt: skip
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(positions, [r.case.name for r in results], fontsize=7.5)
-    axes.set_ylim(len(results) - 0.4, -0.6)
+    axes.set_yticks(range(len(results)), [r.case.name for r in results], fontsize=7.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -75,10 +90,6 @@ def ratios(report: Report) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-    axes.set_xlabel(f"times faster, {CLOCKS[report.clock]}")
-    _title(figure, "btr_kernels against plain PyTorch and the best other implementation", report)
-    return figure
 
 
 def roofline(report: Report) -> Figure:
@@ -119,8 +130,7 @@ def _draw_limits(axes: Axes, report: Report, low: float, high: float) -> None:
     axes.axhline(ceiling, color="black", linewidth=1)
     dashes = {"read": "-", "write": "--", "copy": ":"}
     memory = [limit for limit in report.limits if limit.name.endswith("main memory")]
-    ridge = ceiling / min(limit.rate / 1e9 for limit in memory)
-    axes.annotate(f"float32 torch.matmul, {number(ceiling)} Gop/s", (ridge, ceiling), (6, 3),
+    axes.annotate(f"float32 torch.matmul, {number(ceiling)} Gop/s", (low, ceiling), (6, 3),
                   textcoords="offset points", fontsize=8)  # fmt: skip
     for limit in memory:
         bandwidth, kind = limit.rate / 1e9, limit.name.partition(",")[0]

@@ -78,6 +78,18 @@ def test_a_backend_that_cannot_run_says_why(capsys, monkeypatch):
     assert "--backend: backend 'cuda' cannot run here: there is no GPU" in capsys.readouterr().err
 
 
+def test_a_backend_for_other_devices_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("btr_kernels.backends.cuda"), "why_not", lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(["--backend", "cuda", "--ops", "pack_bits"])
+    assert "the rows are CPU tensors, and backend 'cuda' takes cuda tensors" in capsys.readouterr().err
+
+
+def test_commands_carry_the_environment_that_changes_results(monkeypatch):
+    monkeypatch.setenv("BTR_ISA", "portable")
+    assert cli._program()[0] == "BTR_ISA=portable"
+
+
 def test_plots_without_matplotlib_say_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr("btr_kernels.bench.plots.why_not", lambda: "matplotlib is not installed")
     with pytest.raises(SystemExit):

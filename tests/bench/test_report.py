@@ -141,8 +141,10 @@ def test_measure_returns_a_full_row():
     assert row.command == "run --cases 'pack_bits float32 64x256 in cache'"
 
 
-def test_plots(report, tmp_path):
+@pytest.mark.parametrize("repeats", [1, plots.MAX_ROWS])
+def test_plots(report, tmp_path, repeats):
     pytest.importorskip("matplotlib")
+    report.results *= repeats
     paths = plots.save(report, tmp_path / "plots")
     assert [path.name for path in paths] == ["ratios.png", "roofline.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
