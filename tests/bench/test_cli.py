@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,11 +39,14 @@ def test_quick_run_of_one_operator(quick_pack):
     assert {limit["name"] for limit in saved["limits"]} >= {"matmul", "read, main memory", "write, main memory"}
 
 
-def test_the_command_of_a_row_is_accepted(quick_pack):
+def test_the_command_of_a_row_repeats_it(quick_pack):
     _, saved = quick_pack
     for row in saved["results"]:
-        assert row["command"].startswith("python -m btr_kernels.bench --threads 1 --clock cpu")
-        assert f"--cases '{row['name']}'" in row["command"]
+        words = shlex.split(row["command"])
+        options = cli.parser().parse_args(words[words.index("btr_kernels.bench") + 1 :])
+        assert options.cases == [row["name"]]
+        assert (options.threads, options.clock, options.backend) == (1, "cpu", "reference")
+        assert options.seconds_per_case == 0.05
 
 
 def test_list_prints_the_names(capsys):
