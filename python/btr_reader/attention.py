@@ -41,26 +41,21 @@ def distance_bias(attention: T5Attention, length: int, *, bidirectional: bool) -
     return attention.relative_attention_bias(buckets).T
 
 
-def attention_bias(
-    by_distance: Tensor, sizes: Tensor | None, positions: Tensor | None = None, length: int = 0
-) -> Tensor:
-    """What is added to the attention logits of N sequences of n tokens, `(N or 1, heads, n, n)`.
+def attention_bias(by_distance: Tensor, sizes: Tensor, positions: Tensor | None = None) -> Tensor:
+    """What is added to the attention logits of N sequences of n tokens, `(N, heads, n, n)`.
 
-    by_distance: `distance_bias` for at least the largest position + 1. sizes: int32 `(N, n)`: a key that stands for
-    s tokens gets log(s) (as if it were there s times), a key of size 0 is padding and gets -inf; None for n tokens of
-    size 1. positions: int `(N, n)`, or None for 0..n-1. length: n, needed only where sizes is None.
+    by_distance: `distance_bias` for at least the largest position + 1. sizes: int32 `(N, n)`: a key that stands for s
+    tokens gets log(s) (as if it were there s times), a key of size 0 is padding and gets -inf. positions: int `(N, n)`,
+    or None for 0..n-1 in every sequence.
 
     The term log(s) is the proportional attention of Token Merging (Bolya et al. 2023, section 3).
     """
-    n = length if sizes is None else sizes.shape[-1]
     zero = by_distance.shape[-1] // 2
     if positions is None:
-        column = torch.arange(n, device=by_distance.device)
+        column = torch.arange(sizes.shape[-1], device=by_distance.device)
         bias = by_distance[:, column - column[:, None] + zero][None]
     else:
         bias = by_distance[:, positions[:, None, :] - positions[:, :, None] + zero].transpose(0, 1)
-    if sizes is None:
-        return bias
     return bias + size_bias(sizes, bias.dtype)[:, None, None, :]
 
 

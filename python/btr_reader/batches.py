@@ -11,7 +11,7 @@ from torch import Tensor
 from .tokenizer import PAD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QueryBatch:
     """Queries padded on the *left*, so that a query's last token stands next to its passage's first.
 
@@ -25,7 +25,7 @@ class QueryBatch:
     sizes: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PassageBatch:
     """The P passages of each of B queries, padded on the right; a query with fewer passages has rows without tokens.
 

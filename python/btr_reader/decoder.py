@@ -15,7 +15,7 @@ from .encoder import Memory
 from .tokenizer import EOS, PAD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossMemory:
     """Keys and values of every decoder layer, each `(B, S, inner)`, and the bias of their tokens `(B, 1, 1, S)`."""
 

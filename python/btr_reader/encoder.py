@@ -22,7 +22,7 @@ from .stages import StageClock
 from .states import FloatStates, Projection, States
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Memory:
     """What the decoder attends to: states float `(B, S, d)` after the final norm, sizes int32 `(B, S)`, 0 = padding."""
 

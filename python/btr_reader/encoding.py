@@ -114,14 +114,16 @@ def encode_corpus(
     Continues after the last complete shard of an interrupted run; the result is the same, to the byte, as without the
     interruption. Raises `ValueError` for a store begun with other settings, naming them.
     """
-    digest, lines = file_digest(corpus)
-    settings = encoder.store_settings(digest, shard_passages)
+    settings = encoder.store_settings(file_digest(corpus), shard_passages)
+    # The whole file is checked first: a malformed line must not come up after hours, when mending it would change the
+    # corpus that the store was begun with.
+    total = sum(1 for _ in read_passages(corpus))
     with StoreWriter(out, settings) as writer:
         if writer.complete:
             return 0
         done = writer.shards * shard_passages
         passages = itertools.islice(read_passages(corpus), done, None)
-        with tqdm(desc="encode", unit=" passages", total=lines, initial=done, disable=not progress) as bar:
+        with tqdm(desc="encode", unit=" passages", total=total, initial=done, disable=not progress) as bar:
             return fill_store(encoder, passages, writer, batch_size, bar)
 
 

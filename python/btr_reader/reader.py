@@ -20,7 +20,7 @@ RESTORE_FILE = "btr.safetensors"
 _SCALE = "residual_scale"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reader:
     """Weights, tokenizer and settings of a reader.
 

@@ -35,7 +35,7 @@ class States(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FloatStates:
     """States held as they are, float `(..., d)`."""
 
@@ -97,7 +97,7 @@ class BinaryCode:
         return btr_kernels.unpack_matmul(bits, self._prepared[linear])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BinaryStates:
     """States held as packed bits, uint8 `(..., w)`, read back through a `BinaryCode`."""
 

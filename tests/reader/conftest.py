@@ -14,14 +14,13 @@ from btr_reader.encoding import PassageEncoder, calibrate_residual_scale, encode
 from btr_reader.jsonl import write_jsonl
 from btr_reader.passages import Passage, parse_passage
 from btr_reader.reader import Reader, random_reader
-from btr_reader.settings import ReaderSettings, Shape, t5_config
+from btr_reader.settings import ReaderSettings, t5_config
 from btr_reader.tokenizer import ReaderTokenizer
 
-# Neither the channels nor the heads' total width is a multiple of 8: pad bits take part.
-SMALL = Shape(d_model=44, d_ff=72, heads=3, head_size=12, layers=4, cut_layer=2, vocabulary=1100)
+from .helpers import SMALL
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)

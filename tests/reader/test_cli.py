@@ -13,7 +13,7 @@ from btr_reader.cli import main
 from btr_reader.jsonl import read_jsonl, write_jsonl
 from btr_reader.store import Store
 
-from .test_readers import atlas_checkpoint
+from .helpers import atlas_checkpoint
 
 NQ = Path(__file__).parents[2].parent / "shared" / "data" / "nq_qed"
 
@@ -182,9 +182,11 @@ def test_convert_atlas_and_calibrate(reader, reader_directory, corpus, tmp_path,
     assert run("calibrate", corpus, "--reader", out, "--max-passages", 5, "--passage-length", 20) == 0
     assert run("encode", corpus, "--reader", out, "--out", tmp_path / "s", "--passage-length", 20) == 0
     assert len(Store(tmp_path / "s")) == 40
+    named = ("--options-class", "some.Options", "--options-class", "other.Options")
+    assert run("convert-atlas", checkpoint, "--tokenizer", reader_directory, "--out", tmp_path / "x", *named) == 0
     assert run("convert-atlas", checkpoint, "--tokenizer", reader_directory, "--out", out) == 1
     assert "not empty" in capsys.readouterr().err
-    assert run("convert-atlas", tmp_path, "--tokenizer", reader_directory, "--out", tmp_path / "x") == 1
+    assert run("convert-atlas", tmp_path, "--tokenizer", reader_directory, "--out", tmp_path / "y") == 1
     assert "not an Atlas checkpoint" in capsys.readouterr().err
 
 
@@ -266,6 +268,7 @@ def test_errors_are_one_line(arguments, message, reader_directory, tmp_path, cap
     lines = [line for line in capsys.readouterr().err.splitlines() if "btr: error:" in line]
     assert len(lines) == 1
     assert message in lines[0]
+    assert not (tmp_path / "s").exists()
 
 
 def test_wrong_usage_and_debugging(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import types
@@ -17,7 +16,7 @@ from btr_reader.tokenizer import SENTINELS, ReaderTokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from .conftest import SMALL
+from .helpers import SMALL, atlas_checkpoint
 
 
 def test_save_and_load(reader, reader_directory):
@@ -246,21 +245,6 @@ def test_a_tokenizer_wider_than_the_model_is_refused(tokenizer):
 
 
 # Original Atlas checkpoints
-
-
-def atlas_checkpoint(reader, directory, prefix="reader.", opt=None, **changes):
-    """A checkpoint of the original layout, with the retriever and the optimizers beside the reader."""
-    model = {prefix + name: tensor for name, tensor in reader.model.state_dict().items()}
-    model["retriever.contriever.embeddings.word_embeddings.weight"] = torch.zeros(3, 4)
-    model.update(changes)
-    model = {name: tensor for name, tensor in model.items() if tensor is not None}
-    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
-    directory.mkdir(exist_ok=True)
-    content = {"step": 12, "model": model, "optimizer": optimizer, "retr_optimizer": None}
-    content |= {"scheduler": {"last_epoch": 3}, "retr_scheduler": None}
-    content["opt"] = opt or argparse.Namespace(reader_model_type="google/t5-base-lm-adapt", n_context=40)
-    torch.save(content, directory / "model.pth.tar")
-    return directory
 
 
 @pytest.mark.parametrize("prefix", ["reader.", "reader.module."])

@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 import torch
 from btr_reader.batches import pad_passages
+from btr_reader.digests import file_digest
 from btr_reader.encoder import FusionEncoder
 from btr_reader.encoding import PassageEncoder, calibrate_residual_scale, encode_corpus
 from btr_reader.jsonl import write_jsonl
@@ -229,15 +230,13 @@ def test_a_directory_that_is_no_store_is_left_alone(reader, corpus, tmp_path):
 
 def rewrite(path, change):
     """Changes a shard's tensors and brings the manifest's size and checksum up to date: a consistent forgery."""
-    from btr_reader.digests import file_digest
-
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
     manifest = path.parent / "manifest.json"
     record = json.loads(manifest.read_text())
     entry = next(shard for shard in record["shards"] if shard["file"] == path.name)
-    entry.update(bytes=path.stat().st_size, sha256=file_digest(path)[0])
+    entry.update(bytes=path.stat().st_size, sha256=file_digest(path))
     manifest.write_text(json.dumps(record))
 
 

@@ -20,7 +20,7 @@ _STATE_DTYPES = {"binary": torch.uint8, "float32": torch.float32, "float16": tor
 MAX_PASSAGE_LENGTH = torch.iinfo(torch.int16).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedPassage:
     """What the store keeps of one passage.
 
@@ -126,7 +126,7 @@ class ShardFile:
 
     def verify(self) -> None:
         """Checks the file's SHA-256, and that every passage can be read; raises `ValueError` naming the file."""
-        if file_digest(self.path)[0] != self._entry.sha256:
+        if file_digest(self.path) != self._entry.sha256:
             raise ValueError(f"{self.path}: damaged shard: its SHA-256 is not the one in the manifest")
         self.passage_ids()
         for row in range(self._entry.passages):

@@ -1,0 +1,34 @@
+"""The small reader shape of the tests, and checkpoints of Atlas' original layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from btr_reader.reader import Reader
+from btr_reader.settings import Shape
+
+# Neither the channels nor the heads' total width is a multiple of 8: pad bits take part.
+SMALL = Shape(d_model=44, d_ff=72, heads=3, head_size=12, layers=4, cut_layer=2, vocabulary=1100)
+
+
+def atlas_checkpoint(
+    reader: Reader, directory: Path, prefix: str = "reader.", opt: Any = None, **changes: torch.Tensor | None
+) -> Path:
+    """A checkpoint of the original layout, with the retriever and the optimizers beside the reader.
+
+    changes: tensors to add or replace, None to leave one out.
+    """
+    model = {prefix + name: tensor for name, tensor in reader.model.state_dict().items()}
+    model["retriever.contriever.embeddings.word_embeddings.weight"] = torch.zeros(3, 4)
+    model.update(changes)
+    model = {name: tensor for name, tensor in model.items() if tensor is not None}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    directory.mkdir(exist_ok=True)
+    content = {"step": 12, "model": model, "optimizer": optimizer, "retr_optimizer": None}
+    content |= {"scheduler": {"last_epoch": 3}, "retr_scheduler": None}
+    content["opt"] = opt or argparse.Namespace(reader_model_type="google/t5-base-lm-adapt", n_context=40)
+    torch.save(content, directory / "model.pth.tar")
+    return directory
