@@ -1,0 +1,62 @@
+"""Atlas readers (fusion-in-decoder on T5 v1.1) over binary passage tokens.
+
+Where things are:
+
+    passages, tasks, corpus, jsonl    input formats; metrics, evaluation: scores
+    tokenizer, settings, model        vocabulary, shapes and cut, weights; reader: all three in a directory
+    attention, states, encoder        the encoder in all its forms; decoder: greedy answers; engine: both together
+    compression                       merging of similar tokens
+    encoding, store                   the offline part and what it writes; answering: questions over a store
+    atlas_checkpoint                  original checkpoints
+    benchmark, benchmark_report       end-to-end throughput
+    cli, commands                     the command `btr`
+
+The names below are imported on first use, so that `btr --help` does not wait for torch.
+
+>>> import btr_reader  # doctest: +SKIP
+>>> reader = btr_reader.load_reader("reader/")  # doctest: +SKIP
+>>> store = btr_reader.Store("store/")  # doctest: +SKIP
+>>> engine = btr_reader.ReaderEngine(reader, "btr", btr_reader.PRESETS["paper"])  # doctest: +SKIP
+>>> query = reader.tokenizer.encode("question: who wrote hamlet answer: <extra_id_0>")  # doctest: +SKIP
+>>> ids = engine.generate(btr_reader.pad_queries([query]), store.fetch([["p1", "p2"]]), 32)  # doctest: +SKIP
+>>> reader.tokenizer.decode(ids[0])  # doctest: +SKIP
+'william shakespeare'
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULE_OF = {
+    "PRESETS": "compression",
+    "Compression": "compression",
+    "PassageEncoder": "encoding",
+    "Reader": "reader",
+    "ReaderEngine": "engine",
+    "ReaderSettings": "settings",
+    "ReaderTokenizer": "tokenizer",
+    "Store": "store",
+    "calibrate_residual_scale": "encoding",
+    "convert_atlas": "atlas_checkpoint",
+    "encode_corpus": "encoding",
+    "evaluate_file": "evaluation",
+    "load_reader": "reader",
+    "pad_passages": "batches",
+    "pad_queries": "batches",
+    "random_reader": "reader",
+    "read_passages": "passages",
+    "read_questions": "tasks",
+    "run_benchmark": "benchmark",
+    "t5_config": "settings",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

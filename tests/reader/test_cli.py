@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import btr_reader
 import pytest
 import torch
 from btr_reader.cli import main
@@ -308,3 +309,9 @@ def test_real_questions(reader_directory, tmp_path):
     )
     assert [row["id"] for row in rows(out)] == [question["id"] for question in wanted]
     assert json.loads((tmp_path / "m.json").read_text())["questions"] == 8
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(btr_reader, name) is not None for name in btr_reader.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = btr_reader.nothing
