@@ -6,7 +6,6 @@ at word and tile boundaries, on hypothesis' values and strides, under opcheck an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,8 @@ import btr_kernels as bk
 from btr_kernels import reference
 
 from . import numpy_definitions as defined
-from .comparison import assert_close, assert_exact
-from .picks import FLOATS, Picks
+from .comparison import FLOAT32_MAX, UNASKED, assert_close, assert_exact
+from .picks import FLOATS, Picks, restride
 
 NORMS = ("none", "rms", "layer")
 INTEGERS = (torch.int32, torch.int64)
@@ -222,9 +221,13 @@ def _unpack_matmul_terms(bits, weight, scale, bias, token_scale, out_dtype):
     absolute = [None if v is None else np.abs(v) for v in (weight, scale, bias, token_scale)]
     ones = np.full_like(bits, 255)
     (terms,) = defined.unpack_matmul(ones, *absolute)
-    # A product that overflows float32 before token_scale makes it small again.
-    (products,) = defined.unpack_matmul(ones, *absolute[:2], None, None)
-    return (np.where(products > np.finfo(np.float32).max / 4, np.inf, terms),)
+    # The sum may overflow before token_scale makes it small again, or before it meets an infinite term.
+    (finite,) = defined.unpack_matmul(ones, *map(_finite, absolute[:2]), None, None)
+    return (np.where(finite > FLOAT32_MAX / 4, UNASKED, terms),)
+
+
+def _finite(values):
+    return None if values is None else np.where(np.isfinite(values), values, 0.0)
 
 
 def _unpack_matmul_prepared(picks, tokens, d):
@@ -295,7 +298,7 @@ def _merge(picks, tokens, make):
         slot = picks.integers((batch, tokens), -1, rows - 1, torch.int32)
         x = make((batch, tokens))
     sizes = picks.maybe(lambda: picks.integers(slot.shape, 0, 4, torch.int32))
-    return x, picks.laid_out(slot), sizes, rows, cu_in, cu_out
+    return x, restride(slot, picks.choice(("contiguous", "transposed", "step"))), sizes, rows, cu_in, cu_out
 
 
 def _merge_bits(picks, tokens, d):
@@ -307,7 +310,9 @@ def _merge_tokens(picks, tokens, d):
 
 
 def _merge_tokens_terms(x, *rest):
-    return defined.merge_tokens(np.abs(x), *rest)[0], None
+    terms, sizes = defined.merge_tokens(np.abs(x), *rest)
+    sums = defined.merge_tokens(_finite(np.abs(x)), *rest)[0] * np.maximum(sizes, 1)[..., None]
+    return np.where(sums > FLOAT32_MAX / 4, UNASKED, terms), None
 
 
 def _plan(slot, rows, cu_in, cu_out):
@@ -419,6 +424,3 @@ def hash_of(name: str, *numbers: int) -> list[int]:
     """A seed for each operator and size, the same in every process (unlike hash())."""
     return [sum(map(ord, name)), *numbers]
 
-
-def sized(shape) -> int:
-    return math.prod(shape)

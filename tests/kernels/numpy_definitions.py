@@ -259,6 +259,5 @@ def merge_tokens(x, slot, sizes, rows, cu_in, cu_out):
     out, new_sizes = np.zeros((*shape, x.shape[-1])), np.zeros(shape, dtype=np.int64)
     for row, found in members.items():
         new_sizes[row] = sum(votes for _, votes in found)
-        if new_sizes[row]:
-            out[row] = sum(token * votes for token, votes in found) / new_sizes[row]
+        out[row] = sum(token * votes for token, votes in found) / max(new_sizes[row], 1)
     return out, new_sizes
