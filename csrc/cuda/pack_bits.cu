@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   // Fewer than 32 elements, in whole bytes, may remain.
   const int64_t byte = words * 4 + threadIdx.x;
-  if (blockIdx.x == 0 && byte < elements / 8) {
+  if (blockIdx.x == gridDim.x - 1 && byte < elements / 8) {
     const auto* element = reinterpret_cast<const storage<kType>*>(x) + byte * 8;
     uint32_t bits = 0;
     for (int i = 0; i < 8; ++i) bits |= static_cast<uint32_t>(is_one<kType>(element[i])) << i;

@@ -1,4 +1,4 @@
-"""Triton kernels, a file per operator named after it; adding `<operator>.py` with a function of that name adds the kernel.
+"""Triton kernels, a file per operator: `<operator>.py` with a function of that name is that operator's kernel.
 
 Nothing here imports Triton until a kernel is asked for.
 """

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the device they launch on, tile sizes and the rounding of results."""
+"""What the Triton kernels share: the device they launch on, tile sizes and conversions of floats."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
 def power_of_two(n: int) -> int:
     """The least power of two >= n, for n >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+@triton.jit
+def widened(value):
+    """A float of any supported dtype -> float32, exactly. The interpreter gets bfloat16 denormals wrong."""
+    if INTERPRET and value.dtype == tl.bfloat16:
+        result = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        result = value.to(tl.float32)
+    return result
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import on_device, power_of_two
+from .common import on_device, power_of_two, widened
 
 #: Bytes of x that a program reads: with 4 warps, eight 16-byte loads a thread.
 _TILE = 16384
@@ -24,7 +24,7 @@ def _pack_bits(x, out, rows, d, w, column_programs, ROWS: tl.constexpr, BYTES: t
 
     value = tl.load(x + row * d + channel, mask=inside)
     # 16-bit floats are widened (exactly): one IEEE comparison then decides -0, NaN and denormals.
-    ones = (value != 0) if value.dtype.is_int() else (value.to(tl.float32) >= 0)
+    ones = (value != 0) if value.dtype.is_int() else (widened(value) >= 0)
     bits = tl.reshape((ones & inside).to(tl.int32), (ROWS, BYTES, 8)) << tl.arange(0, 8)[None, None, :]
 
     byte = column * BYTES + tl.arange(0, BYTES)[None, :]
@@ -47,5 +47,6 @@ def pack_bits(x: Tensor, out: Tensor) -> None:
     programs = triton.cdiv(rows, tile // columns) * column_programs
     with on_device(x):
         _pack_bits[(programs,)](
-            x, out, rows, d, w, column_programs, ROWS=tile // columns, BYTES=columns, num_warps=4, enable_fp_fusion=False
-        )
+            x, out, rows, d, w, column_programs,
+            ROWS=tile // columns, BYTES=columns, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import on_device, power_of_two, rounded
+from .common import on_device, power_of_two, rounded, widened
 
 #: Bytes of out that a program writes: with 4 warps, eight 16-byte stores a thread.
 _TILE = 16384
@@ -35,11 +35,11 @@ def _unpack_bits(
     ones = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     value = tl.where(ones != 0, 1.0, -1.0)
     if scale is not None:
-        value *= tl.load(scale + channel, mask=channel < d, other=0).to(tl.float32)[None, :, :]
+        value *= widened(tl.load(scale + channel, mask=channel < d, other=0))[None, :, :]
     if token_scale is not None:
-        value *= tl.load(token_scale + row, mask=row < rows, other=0).to(tl.float32)[:, :, None]
+        value *= widened(tl.load(token_scale + row, mask=row < rows, other=0))[:, :, None]
     if bias is not None:
-        value += tl.load(bias + channel, mask=channel < d, other=0).to(tl.float32)[None, :, :]
+        value += widened(tl.load(bias + channel, mask=channel < d, other=0))[None, :, :]
     inside = (row < rows)[:, :, None] & (channel < d)[None, :, :]
     tl.store(out + row[:, :, None] * d + channel[None, :, :], rounded(value, out.dtype.element_ty), mask=inside)
 
