@@ -181,22 +181,32 @@ void lookup_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t
 // each multiply-add: 7 for 12 here at 3 x 4.
 template <int Rows, int Tokens>
 BTR_INLINE void dot_rows(const float* tokens, int64_t stride, const float* const* rows, int64_t d, float* sums) {
-  Lanes lanes[Rows][Tokens] = {};
+  // An FMA takes four cycles and two start in each: with few tokens, several sums a product keep them busy.
+  constexpr int kChains = Rows * Tokens < 8 ? 8 / (Rows * Tokens) : 1;
+  Lanes lanes[Rows][Tokens][kChains] = {};
   int64_t c = 0;
-  for (; c + 8 <= d; c += 8) {
-    Lanes w[Rows];
+  for (; c + 8 * kChains <= d; c += 8 * kChains) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kChains; ++k) {
+      Lanes w[Rows];
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) w[r] = load(rows[r] + c);
+      for (int r = 0; r < Rows; ++r) {
+        // Into the rows after these: a row is too short for the hardware to fetch ahead in time.
+        if (k % 2 == 0) __builtin_prefetch(rows[r] + Rows * d + c + 8 * k);
+        w[r] = load(rows[r] + c + 8 * k);
+      }
 #pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) {
-      const Lanes x = load(tokens + t * stride + c);
+      for (int t = 0; t < Tokens; ++t) {
+        const Lanes x = load(tokens + t * stride + c + 8 * k);
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) lanes[r][t] += x * w[r];
+        for (int r = 0; r < Rows; ++r) lanes[r][t][k] += x * w[r];
+      }
     }
   }
   for (int r = 0; r < Rows; ++r) {
     for (int t = 0; t < Tokens; ++t) {
-      const Lanes v = lanes[r][t];
+      Lanes v = lanes[r][t][0];
+      for (int k = 1; k < kChains; ++k) v += lanes[r][t][k];
       float sum = ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
       for (int64_t i = c; i < d; ++i) sum += tokens[t * stride + i] * rows[r][i];
       sums[r * Tokens + t] = sum;
@@ -255,13 +265,15 @@ void dot_columns(const MatmulArgs& args, const float* expanded, int64_t stride, 
 
 template <typename W>
 void dot_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
+  // Three rows at once save loads. A single token saves none, and reads a weight from memory faster in one stream.
   constexpr int kRows = 3;
   const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
   float* expanded = scratch.get<float>(tokens * stride);
   float* converted = scratch.get<float>(kRows * stride);
   for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
   int64_t n = first;
-  for (; n + kRows <= last; n += kRows) dot_columns<kRows, W>(args, expanded, stride, token, tokens, n, converted);
+  if (tokens > 1)
+    for (; n + kRows <= last; n += kRows) dot_columns<kRows, W>(args, expanded, stride, token, tokens, n, converted);
   for (; n < last; ++n) dot_columns<1, W>(args, expanded, stride, token, tokens, n, converted);
 }
 

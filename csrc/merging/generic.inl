@@ -25,33 +25,37 @@ struct SlotLists {
   }
 };
 
-// A byte's eight bits as eight bytes of 0 or 1, least significant first.
-inline uint64_t spread(uint8_t byte) {
-  const uint64_t copies = byte * uint64_t(0x0101010101010101) & 0x8040201008040201;
-  return (copies + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
-}
-
-// Votes of one slot counted in `Counter`s, eight a byte of the token. `total` is the sum of the sizes.
-template <typename Counter>
-void vote(const uint8_t* bits, int64_t w, const int32_t* sizes, int32_t token, const int32_t* next, int64_t total,
-          Counter* counts, uint8_t* out) {
-  std::memset(counts, 0, sizeof(Counter) * size_t(8 * w));
-  const uint8_t* earliest = bits + token * w;
-  for (; token >= 0; token = next[token]) {
-    const Counter size = Counter(sizes ? sizes[token] : 1);
-    const uint8_t* row = bits + token * w;
-    for (int64_t i = 0; i < w; ++i) {
-      const uint64_t ones = spread(row[i]);
-      for (int j = 0; j < 8; ++j) counts[8 * i + j] += Counter(Counter(ones >> 8 * j & 1) * size);
+// The bit that most of the `total` votes of a slot have, 64 channels at a time. Counts are kept bit-sliced (plane p
+// holds bit p of the counts of all 64 channels), so a vote is a ripple of ands and xors, and so is the comparison.
+inline void vote(const uint8_t* bits, int64_t w, const int32_t* sizes, int32_t first, const int32_t* next,
+                 int64_t total, uint8_t* out) {
+  constexpr int kPlanes = 32;
+  int planes = 0;
+  while (total >> planes) ++planes;
+  const uint64_t half = uint64_t(total) / 2;
+  for (int64_t i = 0; i < w; i += 8) {
+    uint64_t count[kPlanes] = {};
+    for (int32_t token = first; token >= 0; token = next[token]) {
+      const uint64_t ones = load_word(bits + token * w + i, w - i);
+      const uint32_t size = sizes ? uint32_t(sizes[token]) : 1;
+      for (int k = 0; size >> k; ++k) {
+        if (!(size >> k & 1)) continue;
+        uint64_t carry = ones;
+        for (int p = k; carry; ++p) {
+          const uint64_t both = count[p] & carry;
+          count[p] ^= carry;
+          carry = both;
+        }
+      }
     }
-  }
-  for (int64_t i = 0; i < w; ++i) {
-    unsigned byte = 0;
-    for (int j = 0; j < 8; ++j) {
-      const int64_t twice = 2 * int64_t(counts[8 * i + j]);
-      byte |= unsigned(twice > total || (twice == total && (earliest[i] >> j & 1))) << j;
+    uint64_t more = 0, equal = ~uint64_t(0);
+    for (int p = planes - 1; p >= 0; --p) {
+      const uint64_t bound = half >> p & 1 ? ~uint64_t(0) : 0;
+      more |= equal & count[p] & ~bound;
+      equal &= ~(count[p] ^ bound);
     }
-    out[i] = uint8_t(byte);
+    if (total % 2 == 0) more |= equal & load_word(bits + first * w + i, w - i);
+    std::memcpy(out + i, &more, size_t(w - i < 8 ? w - i : 8));
   }
 }
 
@@ -59,7 +63,6 @@ inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int
                        int64_t rows, uint8_t* out, int32_t* new_sizes) {
   Scratch scratch;
   const SlotLists lists(slot, length, rows, scratch);
-  int32_t* counts = nullptr;
   for (int64_t r = 0; r < rows; ++r) {
     const int32_t token = lists.first[r];
     int64_t total = 0, tokens = 0;
@@ -71,8 +74,7 @@ inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int
       // Two equal votes agree or tie, and a tie takes the earliest token's bit.
       std::memcpy(out + r * w, bits + token * w, size_t(w));
     } else {
-      if (!counts) counts = scratch.get<int32_t>(8 * w);
-      vote(bits, w, sizes, token, lists.next, total, counts, out + r * w);
+      vote(bits, w, sizes, token, lists.next, total, out + r * w);
     }
   }
 }
@@ -96,11 +98,14 @@ inline void merge_floats(const void* x, DType dtype, int64_t length, int64_t d, 
         continue;
       }
       float* y = staging_row(result, staging);
-      for (int64_t c = 0; c < d; ++c) y[c] = 0;
+      if (total == 0) std::memset(y, 0, sizeof(float) * size_t(d));
       for (int32_t t = first; t >= 0; t = lists.next[t]) {
         const float size = float(sizes ? sizes[t] : 1);
         const float* row = load_row(tokens + t * d, d, buffer);
-        for (int64_t c = 0; c < d; ++c) y[c] += row[c] * size;
+        if (t == first)
+          for (int64_t c = 0; c < d; ++c) y[c] = row[c] * size;
+        else
+          for (int64_t c = 0; c < d; ++c) y[c] += row[c] * size;
       }
       const float divisor = float(total > 0 ? total : 1);
       for (int64_t c = 0; c < d; ++c) y[c] /= divisor;

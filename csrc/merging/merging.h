@@ -3,7 +3,8 @@
 // A passage is `length` consecutive rows; passages are independent, so threads split them. The meaning is that of
 // `btr_kernels.match_tokens`: even positions are matched to odd ones, the closest pairs merge, and further rounds run
 // on the majority of the tokens merged so far. Votes and sizes are int32 (their sum is below 2^31); float means are
-// summed in float32. Matching costs (length / 2)^2 distances a round, and the distance matrix is never stored.
+// summed in float32. Matching costs (length / 2)^2 distances a round, and the distance matrix is never
+// stored. Voting costs about two operations a vote and 64 channels.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,53 @@
+# From a fresh clone: `make test` installs, builds and tests; `make bench` measures and writes reports/.
+# Needs Python 3.10+, a C++ compiler and make. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REPORTS := reports
+# A quick run of every benchmark, to see that it works: make bench QUICK=1
+QUICK ?=
+
+KERNEL_FLAGS := $(if $(QUICK),--quick)
+READER_FLAGS := $(if $(QUICK),--shape tiny --passages 4 --passage-length 32 --new-tokens 2)
+SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+
+.PHONY: test bench install lint check-all sanitize readme clean
+
+install: $(VENV)/installed
+
+# torch first: the package builds against the one that is installed.
+$(VENV)/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel pybind11 cmake ninja
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" tests
+
+lint: install
+	$(BIN)/ruff check .
+
+bench: install
+	mkdir -p $(REPORTS)
+	$(BIN)/python -m btr_kernels.bench $(KERNEL_FLAGS) --json $(REPORTS)/kernels.json --plots $(REPORTS)
+	$(BIN)/btr bench $(READER_FLAGS) --json $(REPORTS)/reader.json --plot $(REPORTS)/reader.png
+	@echo "Report: $(REPORTS)/kernels.json, $(REPORTS)/reader.json and the plots beside them"
+
+# The kernels in a program of their own, under the address and undefined-behaviour sanitizers.
+sanitize: install
+	$(BIN)/cmake -S . -B build/sanitize -DBTR_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(BIN)/cmake --build build/sanitize --parallel
+	build/sanitize/btr_check
+
+# Every command of the README, small sizes where a command would take minutes.
+readme: install
+	$(BIN)/python tests/readme_commands.py README.md
+
+check-all: lint sanitize readme
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest benchmarks --benchmark-disable
+
+clean:
+	rm -rf $(VENV) build $(REPORTS) btr_kernels/*.so

@@ -1,0 +1,274 @@
+// Every CPU kernel on every instruction set against plain loops, on buffers of exactly the size it may touch. Built
+// with the address and undefined-behaviour sanitizers (`make sanitize`), which find what a wrong result does not show.
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bits/bits.h"
+#include "core/isa.h"
+#include "hamming/hamming.h"
+#include "matmul/matmul.h"
+#include "merging/merging.h"
+
+using namespace btr;
+
+namespace {
+
+int passed = 0, failed = 0;
+std::mt19937_64 random_bits(20231);
+
+void expect(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::printf("FAILED %s\n", what.c_str());
+}
+
+// A heap block without slack, so that one element too far is an error.
+template <typename T>
+std::unique_ptr<T[]> exact(int64_t count) {
+  return std::unique_ptr<T[]>(new T[size_t(count)]);
+}
+
+std::unique_ptr<uint8_t[]> random_bytes(int64_t count) {
+  auto bytes = exact<uint8_t>(count);
+  for (int64_t i = 0; i < count; ++i) bytes[size_t(i)] = uint8_t(random_bits());
+  return bytes;
+}
+
+std::unique_ptr<float[]> random_floats(int64_t count) {
+  std::normal_distribution<float> normal;
+  auto values = exact<float>(count);
+  for (int64_t i = 0; i < count; ++i) values[size_t(i)] = normal(random_bits);
+  return values;
+}
+
+bool bit(const uint8_t* bits, int64_t c) { return bits[c / 8] >> (c % 8) & 1; }
+
+bool close(float a, double b, double tolerance) { return std::fabs(a - b) <= tolerance * (1 + std::fabs(b)); }
+
+void check_bits(int64_t rows, int64_t d, const std::string& at) {
+  const int64_t w = bytes_for(d);
+  auto x = random_floats(rows * d), scale = random_floats(d), bias = random_floats(d), token_scale = random_floats(rows);
+  auto bits = exact<uint8_t>(rows * w);
+  bits_kernels().pack(x.get(), DType::f32, rows, d, bits.get());
+  bool ok = true;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < 8 * w; ++c) ok &= bit(bits.get() + r * w, c) == (c < d && x[size_t(r * d + c)] >= 0);
+  expect(ok, "pack f32 " + at);
+
+  // Every 16-bit pattern class as storage; the sign rule is the same for both 16-bit floats.
+  for (DType type : {DType::f16, DType::bf16, DType::boolean}) {
+    auto raw = random_bytes(rows * d * size_of(type));
+    if (type == DType::boolean)
+      for (int64_t i = 0; i < rows * d; ++i) raw[size_t(i)] &= 1;
+    bits_kernels().pack(raw.get(), type, rows, d, bits.get());
+    ok = true;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < d; ++c) {
+        const int64_t i = r * d + c;
+        bool positive = raw[size_t(i)] != 0;
+        if (type != DType::boolean) {
+          const unsigned u = unsigned(raw[size_t(2 * i)] | raw[size_t(2 * i + 1)] << 8);
+          positive = u <= (type == DType::f16 ? 0x7c00u : 0x7f80u) || u == 0x8000u;
+        }
+        ok &= bit(bits.get() + r * w, c) == positive;
+      }
+    expect(ok, "pack type " + std::to_string(int(type)) + " " + at);
+  }
+
+  auto y = exact<float>(rows * d);
+  for (bool streaming : {false, true}) {
+    bits_kernels().unpack(bits.get(), rows, d, scale.get(), bias.get(), token_scale.get(), y.get(), DType::f32, streaming);
+    ok = true;
+    for (int64_t i = 0; i < rows * d; ++i) {
+      const double sign = bit(bits.get() + i / d * w, i % d) ? 1 : -1;
+      ok &= close(y[size_t(i)], sign * scale[size_t(i % d)] * token_scale[size_t(i / d)] + bias[size_t(i % d)], 1e-5);
+    }
+    expect(ok, "unpack " + at);
+  }
+  for (DType type : {DType::f16, DType::bf16}) {
+    auto half = exact<uint16_t>(rows * d);
+    bits_kernels().unpack(bits.get(), rows, d, nullptr, nullptr, nullptr, half.get(), type, false);
+    const uint16_t one = type == DType::f16 ? 0x3c00 : 0x3f80;
+    ok = true;
+    for (int64_t i = 0; i < rows * d; ++i)
+      ok &= half[size_t(i)] == (bit(bits.get() + i / d * w, i % d) ? one : uint16_t(one | 0x8000));
+    expect(ok, "unpack type " + std::to_string(int(type)) + " " + at);
+  }
+
+  auto magnitude = exact<float>(rows);
+  bits_kernels().binarize(x.get(), DType::f32, rows, d, true, 1e-6, bits.get(), magnitude.get());
+  bits_kernels().sign_scale(x.get(), DType::f32, rows, d, true, scale.get(), y.get());
+  ok = true;
+  for (int64_t r = 0; r < rows; ++r) {
+    double mean = 0, squares = 0;
+    for (int64_t c = 0; c < d; ++c) mean += x[size_t(r * d + c)] / double(d);
+    for (int64_t c = 0; c < d; ++c) squares += std::pow(x[size_t(r * d + c)] - mean, 2) / double(d);
+    ok &= close(magnitude[size_t(r)], std::sqrt(squares + 1e-6), 1e-4);
+    for (int64_t c = 0; c < d; ++c) {
+      const double centred = x[size_t(r * d + c)] - mean;
+      if (std::fabs(centred) < 1e-5) continue;
+      ok &= bit(bits.get() + r * w, c) == (centred >= 0);
+      ok &= y[size_t(r * d + c)] == (centred >= 0 ? scale[size_t(c)] : -scale[size_t(c)]);
+    }
+  }
+  expect(ok, "binarize, sign_scale " + at);
+
+  auto grad = random_floats(rows * d), grad_x = exact<float>(rows * d), grad_scale = exact<float>(d);
+  for (Norm norm : {Norm::none, Norm::rms, Norm::layer})
+    for (SignGradient gradient : {SignGradient::straight_through, SignGradient::tanh}) {
+      std::memset(grad_scale.get(), 0, sizeof(float) * size_t(d));
+      bits_kernels().sign_scale_backward(grad.get(), x.get(), DType::f32, rows, d, scale.get(),
+                                         {norm, 1e-6, gradient, 2.0}, grad_x.get(), grad_scale.get());
+      ok = true;
+      for (int64_t i = 0; i < rows * d; ++i) ok &= std::isfinite(grad_x[size_t(i)]);
+      if (norm == Norm::none)
+        for (int64_t i = 0; i < rows * d; ++i) {
+          const double n = x[size_t(i)], t = std::tanh(2 * n);
+          const double slope = gradient == SignGradient::tanh ? 2 * (1 - t * t) : std::fabs(n) <= 2;
+          ok &= close(grad_x[size_t(i)], grad[size_t(i)] * double(scale[size_t(i % d)]) * slope, 1e-5);
+        }
+      expect(ok, "sign_scale_backward " + at);
+    }
+}
+
+void check_matmul(int64_t m, int64_t n, int64_t d, const std::string& at) {
+  auto bits = random_bytes(m * bytes_for(d));
+  auto weight = random_floats(n * d), scale = random_floats(d), bias = random_floats(n), token_scale = random_floats(m);
+  auto row_scale = random_floats(n), out = exact<float>(m * n);
+  auto small = exact<int8_t>(n * d);
+  for (int64_t i = 0; i < n * d; ++i) small[size_t(i)] = int8_t(random_bits() % 255 - 127);
+  for (bool int8 : {false, true}) {
+    MatmulArgs args{};
+    args.bits = bits.get();
+    args.weight = int8 ? static_cast<const void*>(small.get()) : weight.get();
+    args.weight_type = int8 ? DType::i8 : DType::f32;
+    args.scale = int8 ? nullptr : scale.get();
+    args.row_scale = int8 ? row_scale.get() : nullptr;
+    args.bias = bias.get();
+    args.token_scale = token_scale.get();
+    args.out = out.get();
+    args.m = m, args.n = n, args.d = d;
+    const MatmulPlan plan = plan_matmul(args, 3);
+    matmul_kernels().run(args, plan, 0, plan.pieces());
+    bool ok = true;
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        double sum = 0;
+        for (int64_t c = 0; c < d; ++c) {
+          const double v = int8 ? small[size_t(j * d + c)] * double(row_scale[size_t(j)])
+                                : weight[size_t(j * d + c)] * double(scale[size_t(c)]);
+          sum += bit(bits.get() + i * bytes_for(d), c) ? v : -v;
+        }
+        const double tolerance = 1e-5 * std::sqrt(double(d)) * (int8 ? 127 : 1);
+        ok &= close(out[size_t(i * n + j)], sum * token_scale[size_t(i)] + bias[size_t(j)], tolerance);
+      }
+    expect(ok, "matmul " + at);
+  }
+}
+
+int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
+  int sum = 0;
+  for (int64_t c = 0; c < 8 * w; ++c) sum += bit(a, c) != bit(b, c);
+  return sum;
+}
+
+void check_hamming(int64_t m, int64_t n, int64_t w, const std::string& at) {
+  auto a = random_bytes(m * w), b = random_bytes(n * w);
+  auto out = exact<int32_t>(m * n);
+  hamming_kernels().distance(a.get(), m, b.get(), n, w, out.get());
+  bool ok = true;
+  for (int64_t i = 0; i < m * n; ++i) ok &= out[size_t(i)] == distance(a.get() + i / n * w, b.get() + i % n * w, w);
+  expect(ok, "distance " + at);
+  for (int64_t k : {int64_t(1), (n + 1) / 2, n}) {
+    auto nearest = exact<int32_t>(m * k);
+    auto index = exact<int64_t>(m * k);
+    hamming_kernels().topk(a.get(), m, b.get(), n, w, k, nearest.get(), index.get());
+    ok = true;
+    for (int64_t i = 0; i < m * k; ++i) {
+      ok &= nearest[size_t(i)] == out[size_t(i / k * n + index[size_t(i)])];
+      if (i % k == 0) continue;
+      const bool ordered = nearest[size_t(i)] > nearest[size_t(i - 1)] ||
+                           (nearest[size_t(i)] == nearest[size_t(i - 1)] && index[size_t(i)] > index[size_t(i - 1)]);
+      ok &= ordered;
+    }
+    expect(ok, "topk " + at);
+  }
+}
+
+void check_merging(int64_t length, int64_t w, int64_t keep, const std::string& at) {
+  auto bits = random_bytes(length * w);
+  auto slot = exact<int32_t>(length);
+  const int64_t rows = merging_kernels().match(bits.get(), length, w, keep, slot.get());
+  bool ok = rows == std::min(length, keep);
+  std::vector<int> used(size_t(rows), 0);
+  for (int64_t t = 0; t < length; ++t) {
+    ok &= slot[size_t(t)] >= 0 && slot[size_t(t)] < rows;
+    ++used[size_t(slot[size_t(t)])];
+  }
+  for (int count : used) ok &= count > 0;
+  expect(ok, "match " + at);
+
+  auto sizes = exact<int32_t>(length);
+  for (int64_t t = 0; t < length; ++t) sizes[size_t(t)] = int32_t(random_bits() % 300);
+  auto merged = exact<uint8_t>(rows * w);
+  auto new_sizes = exact<int32_t>(rows);
+  for (const int32_t* given : {static_cast<const int32_t*>(nullptr), static_cast<const int32_t*>(sizes.get())}) {
+    merging_kernels().merge_bits(bits.get(), length, w, slot.get(), given, rows, merged.get(), new_sizes.get());
+    ok = true;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < 8 * w; ++c) {
+        int64_t votes = 0, total = 0, first = -1;
+        for (int64_t t = 0; t < length; ++t) {
+          if (slot[size_t(t)] != r) continue;
+          if (first < 0) first = t;
+          const int64_t size = given ? given[t] : 1;
+          total += size;
+          votes += bit(bits.get() + t * w, c) ? size : -size;
+        }
+        const bool one = total > 0 && (votes > 0 || (votes == 0 && bit(bits.get() + first * w, c)));
+        ok &= bit(merged.get() + r * w, c) == one && new_sizes[size_t(r)] == total;
+      }
+    expect(ok, "merge_bits " + at);
+  }
+
+  const int64_t d = w;
+  auto x = random_floats(length * d), mean = exact<float>(rows * d);
+  merging_kernels().merge_floats(x.get(), DType::f32, length, d, slot.get(), sizes.get(), rows, mean.get(), new_sizes.get());
+  ok = true;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < d; ++c) {
+      double sum = 0, total = 0;
+      for (int64_t t = 0; t < length; ++t)
+        if (slot[size_t(t)] == r) sum += double(x[size_t(t * d + c)]) * sizes[size_t(t)], total += sizes[size_t(t)];
+      ok &= close(mean[size_t(r * d + c)], total > 0 ? sum / total : 0, 1e-4);
+    }
+  expect(ok, "merge_floats " + at);
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& name : runnable_isas()) {
+    set_isa(name);
+    for (int64_t d : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 100, 128, 129})
+      for (int64_t rows : {0, 1, 3}) check_bits(rows, d, name + " rows " + std::to_string(rows) + " d " + std::to_string(d));
+    for (int64_t d : {1, 8, 63, 64, 65, 200})
+      for (int64_t m : {1, 2, 5, 12, 13, 40})
+        for (int64_t n : {1, 3, 16, 17, 50})
+          check_matmul(m, n, d, name + " m " + std::to_string(m) + " n " + std::to_string(n) + " d " + std::to_string(d));
+    check_matmul(1030, 18, 70, name + " two blocks");
+    for (int64_t w : {1, 7, 8, 9, 96})
+      for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
+    for (int64_t w : {1, 3, 8, 13})
+      for (int64_t length : {0, 1, 2, 3, 8, 17, 40})
+        for (int64_t keep : {1, 2, 5, 20, 100})
+          check_merging(length, w, keep, name + " length " + std::to_string(length) + " keep " + std::to_string(keep));
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
