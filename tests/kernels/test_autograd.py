@@ -1,0 +1,175 @@
+"""Gradients against plain PyTorch autograd of formulas written here, within twice PyTorch's own float32 error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import btr_kernels as bk
+
+from .comparison import assert_close
+
+SHAPES = ((5,), (0, 5), (7, 33), (2, 3, 64))
+NORMS = (None, "rms", "layer")
+GRADS = ("ste", ("tanh", 1.0), ("tanh", 4.0))
+
+
+def leaf(*shape, dtype=torch.float32):
+    return torch.randn(shape).to(dtype).requires_grad_()
+
+
+def assert_gradients(function, formula, leaves):
+    """`function` on the leaves against `formula` on them in float64, allowed what `formula` errs in float32."""
+    upstream = torch.randn(function(*leaves).shape)
+
+    def gradients(f, dtype):
+        inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in leaves]
+        y = f(*inputs)
+        return torch.autograd.grad(y, inputs, upstream.to(y.dtype))
+
+    got = gradients(function, None)
+    exact, plain = gradients(formula, torch.float64), gradients(formula, torch.float32)
+    for i, (g, e, p, t) in enumerate(zip(got, exact, plain, leaves, strict=True)):
+        assert g.dtype == t.dtype and g.shape == t.shape
+        largest = e.abs().max() if e.numel() else torch.zeros(())
+        terms = torch.full_like(e, float(largest) + 1e-3)
+        assert_close(f"gradient {i}", g, e, terms, p.to(t.dtype))
+
+
+def normalised(x, norm, eps=1e-6):
+    if norm == "rms":
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    return F.layer_norm(x, x.shape[-1:], eps=eps) if norm == "layer" else x
+
+
+def signs_of(bits, d):
+    unpacked = torch.tensor([byte >> i & 1 for byte in bits.flatten().tolist() for i in range(8)])
+    return unpacked.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :d] * 2.0 - 1.0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("grad", GRADS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sign_scale_has_the_gradient_of_its_surrogate(shape, grad, norm, implementation):
+    def formula(x, scale):
+        n = normalised(x, norm)
+        soft = torch.where(n.abs() <= 1.5, n, n.detach()) if grad == "ste" else torch.tanh(grad[1] * n)
+        return scale * (torch.where(n >= 0, 1.0, -1.0) + soft - soft.detach())
+
+    leaves = [leaf(*shape), leaf(shape[-1])]
+    assert_gradients(lambda x, s: bk.sign_scale(x, s, norm, grad=grad, clamp=1.5), formula, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_sign_scale_gradients_have_the_dtype_of_what_they_are_of(dtype, norm, implementation):
+    x, scale = leaf(4, 33, dtype=dtype), leaf(33)
+    bk.sign_scale(x, scale, norm).sum().backward()
+    assert x.grad.dtype == dtype and scale.grad.dtype == torch.float32
+
+
+def test_gradient_window_includes_its_edge(implementation):
+    x = torch.tensor([-2.0, -2.0001, 2.0, 2.0001, 0.0, -0.0]).requires_grad_()
+    bk.sign_scale(x, torch.full((6,), 3.0), clamp=2.0).sum().backward()
+    assert x.grad.tolist() == [3, 0, 3, 0, 3, 3]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("used", ["scale", "bias", "token_scale", "all"])
+def test_unpack_bits_gradients(shape, used, implementation):
+    *tokens, d = shape
+    bits = bk.pack_bits(torch.randn(shape))
+    signs = signs_of(bits, d)
+    arguments = {"scale": leaf(d), "bias": leaf(d), "token_scale": leaf(*tokens)}
+    if used != "all":
+        arguments = {used: arguments[used]}
+
+    def formula(*values):
+        given = dict(zip(arguments, values, strict=True))
+        y = signs.to(values[0].dtype) * given.get("token_scale", signs.new_ones(tokens)).unsqueeze(-1)
+        return y * given.get("scale", 1.0) + given.get("bias", 0.0)
+
+    call = lambda *values: bk.unpack_bits(bits, d, **dict(zip(arguments, values, strict=True)))
+    assert_gradients(call, formula, list(arguments.values()))
+
+
+@pytest.mark.parametrize("n", [0, 1, 17])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unpack_matmul_gradients(shape, n, implementation):
+    *tokens, d = shape
+    bits = bk.pack_bits(torch.randn(shape))
+    signs = signs_of(bits, d)
+    formula = lambda w, s, b, t: t.unsqueeze(-1) * ((signs.to(w.dtype) * s) @ w.T) + b
+    call = lambda w, s, b, t: bk.unpack_matmul(bits, w, s, b, token_scale=t)
+    assert_gradients(call, formula, [leaf(n, d), leaf(d), leaf(n), leaf(*tokens)])
+
+
+def test_unpack_matmul_gradient_of_the_weight_alone(implementation):
+    bits = bk.pack_bits(torch.randn(6, 20))
+    signs = signs_of(bits, 20)
+    assert_gradients(lambda w: bk.unpack_matmul(bits, w), lambda w: signs.to(w.dtype) @ w.T, [leaf(4, 20)])
+
+
+def test_prepared_weight_takes_no_part_in_gradients(implementation):
+    weight, bias = leaf(4, 20), leaf(4)
+    prepared = bk.prepare_weight(weight)
+    assert not prepared.data.requires_grad
+    y = bk.unpack_matmul(bk.pack_bits(torch.randn(6, 20)), prepared)
+    assert not y.requires_grad
+
+
+def _mean_per_slot(x, slot, sizes, rows):
+    """Weighted mean by a dense assignment matrix; padding has slot -1, which is no row."""
+    weight = (slot.unsqueeze(-2) == torch.arange(rows).unsqueeze(-1)).to(x.dtype) * sizes.unsqueeze(-2).to(x.dtype)
+    return (weight @ x) / weight.sum(-1, keepdim=True).clamp(min=1)
+
+
+@pytest.mark.parametrize("d", [1, 33])
+@pytest.mark.parametrize("sized", [False, True])
+def test_merge_tokens_gradient_on_padded_passages(d, sized, implementation):
+    slot = torch.tensor([[0, 1, 0, 2, 2, 0], [1, 0, 1, -1, -1, -1]], dtype=torch.int32)
+    sizes = torch.tensor([[1, 2, 3, 4, 0, 1], [2, 2, 5, 7, 0, 1]], dtype=torch.int32) if sized else None
+    plan = bk.MergePlan(slot, torch.tensor([3, 2]), 4)
+    weights = torch.ones_like(slot) if sizes is None else sizes
+    call = lambda x: bk.merge_tokens(x, plan, sizes)[0]
+    assert_gradients(call, lambda x: _mean_per_slot(x, slot, weights, 4), [leaf(2, 6, d)])
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_merge_tokens_gradient_on_packed_passages(sized, implementation):
+    slot = torch.tensor([0, 1, 0, 0, 0, 1], dtype=torch.int32)
+    offsets, new_offsets = torch.tensor([0, 3, 3, 6]), torch.tensor([0, 2, 2, 4])
+    sizes = torch.tensor([1, 2, 3, 4, 5, 6], dtype=torch.int32) if sized else None
+    plan = bk.MergePlan(slot, torch.tensor([2, 0, 2]), 6, new_offsets, offsets, 5)
+    weights = torch.ones_like(slot) if sizes is None else sizes
+    row = slot + torch.tensor([0, 0, 0, 2, 2, 2])
+    call = lambda x: bk.merge_tokens(x, plan, sizes)[0]
+    assert_gradients(call, lambda x: _mean_per_slot(x, row, weights, 5), [leaf(6, 9)])
+
+
+def test_merge_tokens_of_nothing_has_an_empty_gradient(implementation):
+    x = leaf(2, 0, 5)
+    plan = bk.match_tokens(torch.zeros(2, 0, 1, dtype=torch.uint8), 3)
+    merged, _ = bk.merge_tokens(x, plan)
+    merged.sum().backward()
+    assert x.grad.shape == (2, 0, 5)
+
+
+OUT_CALLS = {
+    "unpack_bits scale": lambda bits, out: bk.unpack_bits(bits, 20, leaf(20), out=out),
+    "unpack_bits bias": lambda bits, out: bk.unpack_bits(bits, 20, None, leaf(20), out=out),
+    "unpack_bits token_scale": lambda bits, out: bk.unpack_bits(bits, 20, token_scale=leaf(3), out=out),
+    "unpack_matmul weight": lambda bits, out: bk.unpack_matmul(bits, leaf(20, 20), out=out),
+    "unpack_matmul bias": lambda bits, out: bk.unpack_matmul(bits, torch.randn(20, 20), None, leaf(20), out=out),
+    "out itself": lambda bits, out: bk.unpack_bits(bits, 20, out=out.requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("call", OUT_CALLS.values(), ids=OUT_CALLS)
+def test_out_is_refused_where_a_gradient_would_be_lost(call):
+    bits = bk.pack_bits(torch.randn(3, 20))
+    with pytest.raises(ValueError, match="^out: "):
+        call(bits, torch.empty(3, 20))
+    with torch.no_grad():
+        call(bits, torch.empty(3, 20))
