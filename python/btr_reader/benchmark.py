@@ -206,10 +206,11 @@ class _Bench:
                 "cut_layer": self.contenders[0].engine.reader.settings.cut_layer,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "backend": str(btr_kernels.current_backend()),
+                "backend": btr_kernels.current_backend(),
             },
             "readers": readers,
             "speedup": {name: atlas / readers[name]["seconds"] for name in readers if name != "atlas"},
+            "speedup_by_round": {name: _paired(rounds["atlas"], rounds[name]) for name in readers if name != "atlas"},
         }
 
 
@@ -234,6 +235,14 @@ def _summary(samples: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
         "spread": {"minimum": min(totals), "maximum": max(totals), "rounds": len(totals)},
         "stages": {stage: statistics.median(stages[stage] for _, stages in samples) for stage in STAGES},
     }
+
+
+def _paired(
+    atlas: list[tuple[float, dict[str, float]]], other: list[tuple[float, dict[str, float]]]
+) -> dict[str, float]:
+    """Spread of the speed-up over Atlas within each round: what is left of a machine's noise after alternation."""
+    ratios = [slow / fast for (slow, _), (fast, _) in zip(atlas, other, strict=True)]
+    return {"minimum": min(ratios), "median": statistics.median(ratios), "maximum": max(ratios)}
 
 
 def device_name() -> str:

@@ -224,6 +224,8 @@ def test_bench_report(tmp_path, capsys):
         assert measured["stages"]["decoding"] > 0
         assert name in shown
     assert set(record["speedup"]) == {"deformer", "btr"}
+    for spread in record["speedup_by_round"].values():
+        assert 0 < spread["minimum"] <= spread["median"] <= spread["maximum"]
     atlas = record["readers"]["atlas"]["queries_per_second"]
     assert record["speedup"]["btr"] == pytest.approx(record["readers"]["btr"]["queries_per_second"] / atlas)
     assert plot.read_text().lstrip().startswith("<?xml")
