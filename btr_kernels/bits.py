@@ -86,6 +86,7 @@ def unpack_bits(
     checks.is_dtype("dtype", dtype, checks.FLOATS)
     if out is None:
         return ops.unpack_bits(bits, d, scale, bias, token_scale, dtype)
+    checks.has_dtype("out", out, checks.FLOATS)
     checks.writable(out, scale, bias, token_scale)
     ops.unpack_bits_out(bits, d, scale, bias, token_scale, out.dtype, out)
     return out

@@ -145,7 +145,10 @@ def unpack_matmul(
         name, head, differentiable = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision), ()
     else:
         checks.is_tensor("weight", weight)
+        checks.has_dtype("weight", weight, checks.FLOATS)
         name, head, differentiable = "unpack_matmul", (weight, scale), (weight, scale, bias, token_scale)
+    if out is not None:
+        checks.has_dtype("out", out, checks.FLOATS)
     if out_dtype is None:
         out_dtype = weight.dtype if out is None else out.dtype
     checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)

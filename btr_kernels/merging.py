@@ -186,10 +186,14 @@ def merge_tokens(
 def _merge_arguments(plan: MergePlan, sizes: Tensor | None, cu_seqlens: Tensor | None) -> tuple:
     if not isinstance(plan, MergePlan):
         raise TypeError(f"plan: expected a MergePlan, got {type(plan).__name__}")
+    checks.is_tensor("plan.slot", plan.slot)
     checks.is_optional_tensor("sizes", sizes)
+    checks.is_optional_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens is not None and plan.cu_seqlens is None:
         raise ValueError("cu_seqlens: expected None, since the plan is of padded passages")
     if plan.cu_seqlens is None:
+        checks.is_int("plan.max_len", plan.max_len, 0)
         return plan.slot, sizes, plan.max_len, None, None
+    checks.is_int("plan.max_total", plan.max_total, 0)
     offsets = plan.cu_seqlens_in if cu_seqlens is None else cu_seqlens
     return plan.slot, sizes, plan.max_total, offsets, plan.cu_seqlens
