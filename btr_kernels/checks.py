@@ -44,6 +44,7 @@ def is_one_of(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def has_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    is_tensor(name, tensor)  # the dispatcher lets None pass for a tensor
     if tensor.dtype not in allowed:
         raise TypeError(f"{name}: expected dtype {_either(allowed)}, got {tensor.dtype}")
 
@@ -134,7 +135,9 @@ def writable(out: Tensor | None, *inputs: Tensor | None) -> None:
     if out.requires_grad:
         raise ValueError("out: expected a tensor that does not require grad")
     if any(t is not None and t.requires_grad for t in inputs):
-        raise ValueError("out: expected None where an input requires grad, since writing into out is not differentiable")
+        raise ValueError(
+            "out: expected None where an input requires grad, since writing into out is not differentiable"
+        )
 
 
 def _vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> None:

@@ -91,6 +91,7 @@ _SIGN_SCALE = "Tensor x, Tensor scale, str norm, float eps, str grad, float limi
 
 def _sign_scale(x: Tensor, scale: Tensor, norm: str, eps: float, grad: str, limit: float) -> list[Result]:
     checks.floats("x", x)
+    checks.is_tensor("scale", scale)
     checks.channels("scale", scale, x.shape[-1], x.device)
     _norm(norm, eps)
     checks.is_one_of("grad", grad, ("ste", "tanh"))

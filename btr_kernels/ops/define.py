@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, checks
 
 _library = torch.library.Library("btr", "DEF")
 
@@ -110,8 +110,7 @@ def register_autograd(name: str, setup_context: Callable, backward: Callable) ->
 
 def _check_out(out: Tensor, expected: Result, device: torch.device) -> None:
     shape = tuple(expected.shape)
-    if out.dtype != expected.dtype:
-        raise TypeError(f"out: expected dtype {expected.dtype}, got {out.dtype}")
+    checks.has_dtype("out", out, (expected.dtype,))
     if tuple(out.shape) != shape:
         raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
     if out.device != device:

@@ -22,6 +22,7 @@ def _epilogue(
 
 
 def _weight(name: str, weight: Tensor, bits: Tensor, allowed: tuple[torch.dtype, ...]) -> tuple[int, int]:
+    checks.packed("bits", bits)
     checks.has_dtype(name, weight, allowed)
     checks.has_dims(name, weight, 2, "(N, d)")
     n, d = weight.shape

@@ -36,11 +36,10 @@ def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
             raise ValueError(f"{name}: expected values from {low} to {high}, got {least} to {most}")
 
 
-def _match_tokens(
-    bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None
-) -> list[Result]:
+def _match_tokens(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> list[Result]:
     checks.packed("bits", bits)
     batch = _passages(bits, "bits", cu_seqlens)
+    checks.is_tensor("keep", keep)
     checks.integers("keep", keep, (batch,), "(B,)", bits.device)
     if lengths is not None and cu_seqlens is not None:
         raise ValueError("lengths: expected None together with cu_seqlens, which already tells the lengths")
@@ -48,9 +47,7 @@ def _match_tokens(
     return [Result(bits.shape[:-1], torch.int32), Result((batch,), torch.int32)]
 
 
-def _check_match_values(
-    bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None
-) -> None:
+def _check_match_values(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> None:
     _check_range("keep", keep, 1, 2**63 - 1)
     if lengths is not None:
         _check_range("lengths", lengths, 0, bits.shape[1])
@@ -68,7 +65,13 @@ define(
 
 
 def _merge(
-    name: str, tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
+    name: str,
+    tokens: Tensor,
+    slot: Tensor,
+    sizes: Tensor | None,
+    rows: int,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
 ) -> list[Result]:
     batch = _passages(tokens, name, cu_in)
     checks.has_dtype("plan.slot", slot, (torch.int32,))
