@@ -24,10 +24,12 @@ $(VENV)/installed: $(SOURCES)
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest tests
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python benchmarks/readme_tables.py --check
 
 bench: install
 	mkdir -p $(REPORTS)

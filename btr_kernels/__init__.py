@@ -6,7 +6,7 @@ checks, fake and gradient (`ops`) -> backend (`backends`) -> kernel (`csrc` or `
 every operator is defined in `reference`.
 """
 
-from . import ops as _ops  # registers torch.ops.btr before anything uses it
+from . import ops as _ops  # noqa: F401  registers torch.ops.btr
 from .backends import BackendStatus, backends, current_backend, use_backend
 from .bits import binarize, calibrate_scale, pack_bits, sign_scale, unpack_bits
 from .hamming import Neighbours, hamming_distance, hamming_topk
@@ -15,11 +15,11 @@ from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
 from .version import __version__
 
 __all__ = [
-    "__version__",
     "BackendStatus",
     "MergePlan",
     "Neighbours",
     "PreparedWeight",
+    "__version__",
     "backends",
     "binarize",
     "calibrate_scale",

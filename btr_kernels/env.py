@@ -78,7 +78,7 @@ def render(report: dict) -> str:
         lines += [
             f"Compiled with {build['compiler']} against torch {build['torch']}; CUDA architectures: {cuda}",
             f"Instruction sets: built {', '.join(build['isas'])}; this CPU runs "
-            f"{', '.join(native_part['instruction_sets'])}; in use: {native_part['instruction_set']} (BTR_ISA forces one)",
+            f"{', '.join(native_part['instruction_sets'])}; in use: {native_part['instruction_set']} (BTR_ISA forces)",
         ]
     else:
         lines.append(f"Compiled part: not loaded: {native_part['reason']}")

@@ -122,9 +122,7 @@ def _resolve(name: str, operator: str, device_type: str) -> Callable[..., None]:
                 return kernel
     module = _module(name)
     if device_type not in module.DEVICES:
-        raise ValueError(
-            f"device: backend {name!r} takes tensors on {' or '.join(module.DEVICES)}, got {device_type}"
-        )
+        raise ValueError(f"device: backend {name!r} takes tensors on {' or '.join(module.DEVICES)}, got {device_type}")
     kernel = module.kernel(operator)
     if kernel is None:
         raise NotImplementedError(f"backend {name!r} has no kernel for {operator} yet; use 'auto' or 'reference'")

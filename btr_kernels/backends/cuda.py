@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from . import native
 
 DEVICES = ("cuda",)
+#: Operators that csrc/torch/ops.cpp registers for CUDA.
+_OPERATORS = ("pack_bits", "unpack_bits")
 
 
 def why_not() -> str | None:
@@ -24,19 +25,4 @@ def why_not() -> str | None:
 
 
 def kernel(operator: str) -> Callable[..., None] | None:
-    return _KERNELS.get(operator)
-
-
-def _float(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.float().contiguous()
-
-
-def _pack_bits(x: Tensor, out: Tensor) -> None:
-    torch.ops.btr_native.pack_bits(x.contiguous(), out)
-
-
-def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
-    torch.ops.btr_native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
-
-
-_KERNELS = {"pack_bits": _pack_bits, "unpack_bits": _unpack_bits}
+    return native.CALLS[operator] if operator in _OPERATORS else None

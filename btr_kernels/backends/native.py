@@ -1,4 +1,9 @@
-"""Loads the compiled parts of the package: the operators `torch.ops.btr_native.*` and the module `btr_kernels._C`."""
+"""The compiled parts of the package: the operators `torch.ops.btr_native.*` and the module `btr_kernels._C`.
+
+`load` loads them. The functions in `CALLS`, one an operator, bring arguments into the form that the native operator
+takes (contiguous; per-channel vectors float32; integers int64) and call it; PyTorch then picks the CPU or the CUDA
+kernel by the tensors' device.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+_NORMS = {"none": 0, "rms": 1, "layer": 2}  # csrc/bits/bits.h
 
 
 @cache
@@ -18,7 +26,7 @@ def load() -> tuple[ModuleType | None, str]:
     """
     library = Path(__file__).parent.parent / "libbtr_torch.so"
     if not library.exists():
-        return None, f"the compiled library {library.name} is missing: install with `pip install .` (needs a C++ compiler)"
+        return None, f"the compiled library {library.name} is missing: run `pip install .` (needs a C++ compiler)"
     try:
         from .. import _C
 
@@ -27,3 +35,97 @@ def load() -> tuple[ModuleType | None, str]:
         return None, f"the compiled library does not load: {error}"
     _C.isa()
     return _C, ""
+
+
+def _float(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.float().contiguous()
+
+
+def _long(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.long().contiguous()
+
+
+def _pack_bits(x: Tensor, out: Tensor) -> None:
+    torch.ops.btr_native.pack_bits(x.contiguous(), out)
+
+
+def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
+    torch.ops.btr_native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
+
+
+def _binarize(x, norm, eps, magnitude, bits, size) -> None:
+    torch.ops.btr_native.binarize(x.contiguous(), norm == "layer", eps, bits, size if magnitude else None)
+
+
+def _sign_scale(x, scale, norm, eps, grad, limit, out) -> None:
+    torch.ops.btr_native.sign_scale(x.contiguous(), _float(scale), norm == "layer", out)
+
+
+def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, grad_scale) -> None:
+    sums = torch.empty_like(grad_scale, dtype=torch.float32) if grad_scale.dtype != torch.float32 else grad_scale
+    torch.ops.btr_native.sign_scale_backward(
+        grad_out.contiguous(), x.contiguous(), _float(scale), _NORMS[norm], eps, grad == "tanh", limit, grad_x, sums
+    )
+    if sums is not grad_scale:
+        grad_scale.copy_(sums)
+
+
+def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+    torch.ops.btr_native.unpack_matmul(
+        bits.contiguous(), weight.contiguous(), _float(scale), None, _float(bias), _float(token_scale), out
+    )
+
+
+def _unpack_matmul_prepared(bits, data, row_scale, precision, bias, token_scale, out_dtype, out) -> None:
+    torch.ops.btr_native.unpack_matmul(
+        bits.contiguous(), data.contiguous(), None, _float(row_scale), _float(bias), _float(token_scale), out
+    )
+
+
+def _hamming_distance(a, b, out) -> None:
+    batch = out.shape[:-2]
+    a, b = a.expand(*batch, -1, -1).contiguous(), b.expand(*batch, -1, -1).contiguous()
+    torch.ops.btr_native.hamming_distance(a, b, out)
+
+
+def _hamming_topk(a, b, k, distances, indices) -> None:
+    torch.ops.btr_native.hamming_topk(a.contiguous(), b.contiguous(), distances, indices)
+
+
+def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
+    torch.ops.btr_native.match_tokens(
+        bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths
+    )
+
+
+def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
+    sizes = None if sizes is None else sizes.contiguous()
+    torch.ops.btr_native.merge_bits(
+        bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
+    )
+
+
+def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
+    sizes = None if sizes is None else sizes.contiguous()
+    torch.ops.btr_native.merge_tokens(
+        x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
+    )
+
+
+CALLS = {
+    function.__name__[1:]: function
+    for function in (
+        _pack_bits,
+        _unpack_bits,
+        _binarize,
+        _sign_scale,
+        _sign_scale_backward,
+        _unpack_matmul,
+        _unpack_matmul_prepared,
+        _hamming_distance,
+        _hamming_topk,
+        _match_tokens,
+        _merge_bits,
+        _merge_tokens,
+    )
+}

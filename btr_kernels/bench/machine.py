@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__, backends, current_backend
+from ..env import cpu_model
 from .case import Case
 from .timing import SYSTEM_CLOCK
 
@@ -36,15 +37,6 @@ def cache_bytes() -> int:
         text = (index / "size").read_text().strip()
         sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": MIB}[text[-1]] if text[-1] in "KM" else int(text))
     return max(sizes, default=UNKNOWN_CACHE)
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith(("model name", "Hardware")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def instruction_set() -> str | None:

@@ -9,7 +9,7 @@ from .bits import signs
 
 
 def hamming_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Number of differing bits, int32 (..., m, n): (d - <a, b>) / 2 over +-1 vectors, the fastest form in plain PyTorch."""
+    """Number of differing bits, int32 (..., m, n): (d - <a, b>) / 2 over +-1, the fastest form in plain PyTorch."""
     d = 8 * a.shape[-1]
     # Products of +-1 vectors are integers of at most d: exact in float32 below 2**24.
     dtype = torch.float32 if d < 1 << 24 else torch.float64

@@ -40,7 +40,7 @@ def unpack_matmul_prepared(
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """The same with W = row_scale[:, None] * data, the scale already folded in; precision names what W was rounded to."""
+    """The same with W = row_scale[:, None] * data, any scale folded in; precision tells what W was rounded to."""
     y = signs(bits, data.shape[1]) @ data.float().T
     if row_scale is not None:
         y = y * row_scale

@@ -20,8 +20,10 @@ def _passage_and_position(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tenso
     return passage, row - cu_seqlens.long()[passage]
 
 
-def match_tokens(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Slots (int32, shape of the tokens, -1 for padding) and new lengths (int32 (B,)); see `btr_kernels.match_tokens`."""
+def match_tokens(
+    bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Slots (int32, shape of the tokens, -1 for padding) and new lengths (int32 (B,)): `btr_kernels.match_tokens`."""
     if cu_seqlens is not None:
         total, lengths = bits.shape[0], cu_seqlens.diff()
         passage, position = _passage_and_position(cu_seqlens, total)

@@ -2,7 +2,8 @@
 //
 // Every operator family has a table of functions per instruction set (`BitsKernels` and so on in <family>/<family>.h),
 // filled by one translation unit each (`<family>/portable.cpp`, `<family>/avx2.cpp`), so one binary runs on every CPU
-// of its architecture. To add an instruction set: a line in `isa.cpp`, a file per family, its flags in CMakeLists.txt.
+// of its architecture. To add an instruction set: a line here, in `isa.cpp` and in `select.h`, a file per family, its
+// flags in CMakeLists.txt.
 #pragma once
 
 #include <string>

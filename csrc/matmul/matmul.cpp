@@ -2,16 +2,11 @@
 
 #include <algorithm>
 
+#include "core/select.h"
+
 namespace btr {
 
-extern const MatmulKernels matmul_portable, matmul_avx2;
-
-const MatmulKernels& matmul_kernels() {
-#ifdef BTR_HAVE_AVX2
-  if (isa() == Isa::avx2) return matmul_avx2;
-#endif
-  return matmul_portable;
-}
+BTR_DEFINE_KERNELS(MatmulKernels, matmul)
 
 MatmulPlan plan_matmul(const MatmulArgs& args, int threads) {
   const auto parts = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import btr_kernels
+from btr_kernels.env import cpu_model
 
 from .batches import QueryBatch, pad_queries
 from .compression import PRESETS, Preset
@@ -247,10 +248,5 @@ def _paired(
 
 def device_name() -> str:
     """The processor's name and the number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-        name = next(models, name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu: {name}, {cores} cores"
+    return f"cpu: {cpu_model()}, {cores} cores"

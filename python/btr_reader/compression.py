@@ -18,7 +18,8 @@ class Compression:
     """Shares of passage tokens kept, each in (0, 1]; 1 keeps all. Query tokens are never merged.
 
     offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in. decoder: of what
-    the last encoder layer gives, before keys and values are projected for the decoder. (BTR, sections 3.2 and 3.4.)
+    the last encoder layer gives, before keys and values are projected for the decoder. (BTR, offline and
+    runtime compression.)
     """
 
     offline: float = 1.0
@@ -36,8 +37,8 @@ def check_keep(name: str, keep: float) -> None:
         raise ValueError(f"{name}: the share of tokens to keep must be in (0, 1], got {keep!r}")
 
 
-# `aggressive` is the benchmark's default; `paper` is a milder setting, with the paper's three mechanisms at shares that
-# keep the states close to the unmerged ones (merging to 60-70% offline was measured as mild).
+# `aggressive` is the benchmark's default. `paper` has the paper's three mechanisms at milder shares. The shares are our
+# choice: those behind the paper's figures are not known to us.
 PRESETS: dict[str, Compression] = {
     "none": Compression(),
     "paper": Compression(offline=0.7, joint=0.9, decoder=0.7),

@@ -49,7 +49,7 @@ class ReaderSettings:
 
     `cut_layer` (k): encoder layers 1..k read a passage offline and alone, k+1..L run at question time on
     [query; passage]; k = 0 leaves only the embeddings offline. `cut_point`: the state that is kept is the one after the
-    attention sub-layer of layer k (`attention_output`, BTR section 3.1) or after the whole layer (`layer_output`).
+    attention sub-layer of layer k (`attention_output`, as in BTR) or after the whole layer (`layer_output`).
     """
 
     cut_layer: int

@@ -53,9 +53,9 @@ class BinaryCode:
     """How a reader reads its bits back: the residual is rho * (±1), the normalised state is `norm_scale` * (±1).
 
     At `attention_output` the bits are the signs of the normalised state, whose magnitude the norm's weight gamma
-    replaces: norm_scale = gamma (BTR, section 3.1). At `layer_output` the restored residual is normalised: its mean
-    square is the same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps), without an
-    approximation.
+    replaces: norm_scale = gamma (BTR, calibrated binarization). At `layer_output` the restored residual is
+    normalised: its mean square is the same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps),
+    without an approximation.
 
     The first projections of the sub-layer after the cut are prepared once, with the scale folded in.
     """

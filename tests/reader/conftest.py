@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from btr_reader.batches import PassageBatch, pad_passages, pad_queries
 from btr_reader.corpus import topic_passages
 from btr_reader.encoder import FusionEncoder

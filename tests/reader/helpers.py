@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from btr_reader.reader import Reader
 from btr_reader.settings import Shape
 

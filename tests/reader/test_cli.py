@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import btr_reader
 import pytest
 import torch
+
+import btr_reader
 from btr_reader.cli import main
 from btr_reader.jsonl import read_jsonl, write_jsonl
 from btr_reader.store import Store

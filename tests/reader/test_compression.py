@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+
+import btr_kernels
 from btr_reader.attention import attention_bias
 from btr_reader.batches import PassageBatch, pad_passages, pad_queries
 from btr_reader.compression import PRESETS, Compression, earliest_positions, merge_passages
 from btr_reader.encoder import FusionEncoder
 from btr_reader.engine import ReaderEngine
-
-import btr_kernels
 
 
 @pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from btr_reader.corpus import cloze_questions, make_corpus, topic_passages
 from btr_reader.passages import parse_passage, read_passages
 from btr_reader.tasks import MMLU_QUERY_TOKENS, read_questions

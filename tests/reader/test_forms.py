@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.t5.modeling_t5 import T5Attention
+
+import btr_kernels
 from btr_reader.attention import position_buckets
 from btr_reader.batches import PassageBatch, pad_passages, pad_queries
 from btr_reader.compression import Compression
 from btr_reader.encoder import FusionEncoder
 from btr_reader.engine import ReaderEngine
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.t5.modeling_t5 import T5Attention
-
-import btr_kernels
 
 CUTS = [(1, "attention_output"), (2, "attention_output"), (3, "layer_output")]
 

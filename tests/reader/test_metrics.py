@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+
 from btr_reader.evaluation import evaluate_file
 from btr_reader.jsonl import write_jsonl
 from btr_reader.metrics import best_f1, exact_match, normalize_answer, token_f1

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
 from btr_reader.atlas_checkpoint import convert_atlas, load_atlas_model
 from btr_reader.reader import load_reader, random_reader
 from btr_reader.settings import SHAPES, ReaderSettings, default_cut_layer, t5_config
 from btr_reader.tokenizer import SENTINELS, ReaderTokenizer
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from .helpers import SMALL, atlas_checkpoint
 

@@ -15,6 +15,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import btr_kernels
 from btr_reader.batches import pad_passages
 from btr_reader.digests import file_digest
 from btr_reader.encoder import FusionEncoder
@@ -22,9 +25,6 @@ from btr_reader.encoding import PassageEncoder, calibrate_residual_scale, encode
 from btr_reader.jsonl import write_jsonl
 from btr_reader.passages import read_passages
 from btr_reader.store import Store, StoreWriter, load_manifest
-from safetensors.torch import load_file, save_file
-
-import btr_kernels
 
 
 @pytest.fixture
