@@ -15,11 +15,9 @@ settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run tests marked slow (implied by HYPOTHESIS_PROFILE=full)")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes or gigabytes; run with --slow")
+    parser.addoption(
+        "--slow", action="store_true", help="also run tests marked slow (implied by HYPOTHESIS_PROFILE=full)"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -423,4 +423,3 @@ def sample(name: str, tokens: int, d: int, seed: int = 0) -> tuple:
 def hash_of(name: str, *numbers: int) -> list[int]:
     """A seed for each operator and size, the same in every process (unlike hash())."""
     return [sum(map(ord, name)), *numbers]
-
