@@ -16,7 +16,7 @@ settings.load_profile(PROFILE)
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--slow", action="store_true", help="also run tests marked slow (implied by HYPOTHESIS_PROFILE=full)"
+        "--slow", action="store_true", help="run slow tests too, as HYPOTHESIS_PROFILE=full does"
     )
 
 

@@ -115,7 +115,7 @@ def test_prepared_weight_takes_no_part_in_gradients(implementation):
     weight, bias = leaf(4, 20), leaf(4)
     prepared = bk.prepare_weight(weight)
     assert not prepared.data.requires_grad
-    y = bk.unpack_matmul(bk.pack_bits(torch.randn(6, 20)), prepared)
+    y = bk.unpack_matmul(bk.pack_bits(torch.randn(6, 20)), prepared, bias=bias)
     assert not y.requires_grad
 
 
