@@ -112,11 +112,18 @@ def test_unpack_matmul_gradient_of_the_weight_alone(implementation):
 
 
 def test_prepared_weight_takes_no_part_in_gradients(implementation):
-    weight, bias = leaf(4, 20), leaf(4)
-    prepared = bk.prepare_weight(weight)
+    prepared = bk.prepare_weight(leaf(4, 20))
     assert not prepared.data.requires_grad
-    y = bk.unpack_matmul(bk.pack_bits(torch.randn(6, 20)), prepared, bias=bias)
-    assert not y.requires_grad
+    bits = bk.pack_bits(torch.randn(6, 20))
+    assert not bk.unpack_matmul(bits, prepared).requires_grad
+
+
+def test_losing_a_gradient_through_a_prepared_weight_is_not_silent(implementation):
+    bias = leaf(4)
+    y = bk.unpack_matmul(bk.pack_bits(torch.randn(6, 20)), bk.prepare_weight(torch.randn(4, 20)), bias=bias)
+    with pytest.warns(UserWarning, match="unpack_matmul_prepared"):
+        y.sum().backward()
+    assert bias.grad is None
 
 
 def _mean_per_slot(x, slot, sizes, rows):
