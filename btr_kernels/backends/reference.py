@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from .. import reference
 
 DEVICES = ("cpu", "cuda")
@@ -18,6 +20,7 @@ def kernel(operator: str) -> Callable[..., None] | None:
     if function is None:
         return None
 
+    @torch.no_grad()  # gradients are the operator's affair, the same on every backend
     def fill(*args) -> None:
         count = function.__code__.co_argcount
         results = function(*args[:count])
