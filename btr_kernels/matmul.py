@@ -143,6 +143,8 @@ def unpack_matmul(
         if scale is not None:
             raise ValueError("scale: expected None, since the prepared weight already holds its scale")
         name, head, differentiable = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision), ()
+        # Inference only: without this PyTorch would promise a gradient here and fail in backward.
+        bias, token_scale = (None if t is None else t.detach() for t in (bias, token_scale))
     else:
         checks.is_tensor("weight", weight)
         checks.has_dtype("weight", weight, checks.FLOATS)

@@ -15,16 +15,15 @@ inline uint32_t bits_of_masks(__m256i m0, __m256i m1, __m256i m2, __m256i m3) {
   return uint32_t(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(bytes, order)));
 }
 
-inline __m256i at_least(const float* x, __m256 threshold) {
-  return _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x), threshold, _CMP_GE_OQ));
-}
-
-inline uint32_t at_least_32(const float* x, __m256 t) {
-  return bits_of_masks(at_least(x, t), at_least(x + 8, t), at_least(x + 16, t), at_least(x + 24, t));
+inline __m256i is_positive_8(__m256 x) {
+  return _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GE_OQ));
 }
 
 // Signs of 32 channels. 16-bit floats are compared as integers: >= 0 is 0..infinity, or exactly -0.
-inline uint32_t signs_32(const float* x) { return at_least_32(x, _mm256_setzero_ps()); }
+inline uint32_t signs_32(const float* x) {
+  return bits_of_masks(is_positive_8(_mm256_loadu_ps(x)), is_positive_8(_mm256_loadu_ps(x + 8)),
+                       is_positive_8(_mm256_loadu_ps(x + 16)), is_positive_8(_mm256_loadu_ps(x + 24)));
+}
 
 inline __m256i positive_16(const uint16_t* x, __m256i infinity) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
@@ -151,19 +150,20 @@ void unpack(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, co
   });
 }
 
-void pack_from(const float* x, float threshold, int64_t d, uint8_t* out) {
-  const __m256 t = _mm256_set1_ps(threshold);
+void pack_centred(const float* x, float mean, int64_t d, uint8_t* out) {
+  const __m256 m = _mm256_set1_ps(mean);
+  const auto masks = [m](const float* p) { return is_positive_8(_mm256_sub_ps(_mm256_loadu_ps(p), m)); };
   int64_t c = 0;
   for (; c + 32 <= d; c += 32) {
-    const uint32_t word = at_least_32(x + c, t);
+    const uint32_t word = bits_of_masks(masks(x + c), masks(x + c + 8), masks(x + c + 16), masks(x + c + 24));
     std::memcpy(out + c / 8, &word, 4);
   }
-  if (c < d) avx2::pack_from_generic(x + c, threshold, d - c, out + c / 8);
+  if (c < d) avx2::pack_centred_generic(x + c, mean, d - c, out + c / 8);
 }
 
 void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps, uint8_t* bits,
               float* magnitude) {
-  avx2::binarize_generic(x, dtype, rows, d, layer, eps, bits, magnitude, pack_from);
+  avx2::binarize_generic(x, dtype, rows, d, layer, eps, bits, magnitude, pack_centred);
 }
 
 }  // namespace

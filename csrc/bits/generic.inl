@@ -66,7 +66,7 @@ inline float magnitude_of(const float* x, int64_t d, float mean, double eps) {
 
 inline void binarize_generic(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps,
                              uint8_t* bits, float* magnitude,
-                             void (*pack_from)(const float* x, float threshold, int64_t d, uint8_t* out)) {
+                             void (*pack_centred)(const float* x, float mean, int64_t d, uint8_t* out)) {
   Scratch scratch;
   float* buffer = scratch.get<float>(d);
   with_float_type(dtype, [&](auto* type) {
@@ -74,17 +74,18 @@ inline void binarize_generic(const void* x, DType dtype, int64_t rows, int64_t d
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(static_cast<const T*>(x) + r * d, d, buffer);
       const float mean = layer ? mean_of(row, d) : 0;
-      pack_from(row, mean, d, bits + r * bytes_for(d));
+      pack_centred(row, mean, d, bits + r * bytes_for(d));
       if (magnitude) magnitude[r] = magnitude_of(row, d, mean, eps);
     }
   });
 }
 
-inline void pack_from_generic(const float* x, float threshold, int64_t d, uint8_t* out) {
+// Signs of x - mean; not x >= mean, which differs where both are infinite.
+inline void pack_centred_generic(const float* x, float mean, int64_t d, uint8_t* out) {
   for (int64_t c = 0; c < d; c += 8) {
     const int64_t count = d - c < 8 ? d - c : 8;
     unsigned byte = 0;
-    for (int64_t i = 0; i < count; ++i) byte |= unsigned(x[c + i] >= threshold) << i;
+    for (int64_t i = 0; i < count; ++i) byte |= unsigned(x[c + i] - mean >= 0) << i;
     out[c / 8] = uint8_t(byte);
   }
 }
@@ -100,7 +101,7 @@ inline void sign_scale_generic(const void* x, DType dtype, int64_t rows, int64_t
       const float* row = load_row(static_cast<const T*>(x) + r * d, d, buffer);
       const float mean = layer ? mean_of(row, d) : 0;
       float* y = staging_row(result, staging);
-      for (int64_t c = 0; c < d; ++c) y[c] = row[c] >= mean ? scale[c] : -scale[c];
+      for (int64_t c = 0; c < d; ++c) y[c] = row[c] - mean >= 0 ? scale[c] : -scale[c];
       store_row(y, result, d);
     }
   });
@@ -146,7 +147,7 @@ inline void sign_scale_backward_generic(const void* grad, const void* x, DType d
       const float mean = layer ? mean_of(row, d) : 0;
       const float size = options.norm == Norm::none ? 1 : magnitude_of(row, d, mean, options.eps);
       for (int64_t c = 0; c < d; ++c) {
-        grad_scale[c] += row[c] >= mean ? g[c] : -g[c];
+        grad_scale[c] += row[c] - mean >= 0 ? g[c] : -g[c];
         normalised[c] = (row[c] - mean) / size;
       }
       if (options.gradient == SignGradient::straight_through) {

@@ -25,7 +25,7 @@ void unpack(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, co
 
 void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps, uint8_t* bits,
               float* magnitude) {
-  portable::binarize_generic(x, dtype, rows, d, layer, eps, bits, magnitude, portable::pack_from_generic);
+  portable::binarize_generic(x, dtype, rows, d, layer, eps, bits, magnitude, portable::pack_centred_generic);
 }
 
 }  // namespace

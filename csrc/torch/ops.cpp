@@ -143,7 +143,9 @@ void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scal
 
 void hamming_distance(Tensor a, Tensor b, Tensor out) {
   STD_TORCH_CHECK(out.dim() >= 2, "out: expected (..., m, n)");
-  const int64_t m = out.size(out.dim() - 2), n = last_size(out), w = last_size(a), batch = rows_of(out) / std::max<int64_t>(m, 1);
+  const int64_t m = out.size(out.dim() - 2), n = last_size(out), w = last_size(a);
+  int64_t batch = 1;
+  for (int64_t i = 0; i + 2 < out.dim(); ++i) batch *= out.size(i);
   const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, batch * m * w);
   const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, batch * n * w);
   auto* distances = write<int32_t>("out", out, ScalarType::Int, batch * m * n);
