@@ -123,8 +123,8 @@ def unpack_matmul(
         out: where to write, (..., N) of the result's dtype.
 
     Returns:
-        (..., N), accumulated in float32; differentiable in weight, scale, bias and token_scale (a prepared weight:
-        in nothing).
+        (..., N), accumulated in float32; differentiable in weight, scale, bias and token_scale (a prepared weight
+        and its scale are constants).
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device, or a second scale; the message names the argument.
@@ -142,9 +142,14 @@ def unpack_matmul(
     if isinstance(weight, PreparedWeight):
         if scale is not None:
             raise ValueError("scale: expected None, since the prepared weight already holds its scale")
-        name, head, differentiable = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision), ()
-        # Inference only: without this PyTorch would promise a gradient here and fail in backward.
-        bias, token_scale = (None if t is None else t.detach() for t in (bias, token_scale))
+        if (
+            out is None
+            and torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (bias, token_scale))
+        ):
+            return _with_differentiable_epilogue(bits, weight, bias, token_scale, out_dtype)
+        name, head = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision)
+        differentiable = (bias, token_scale)
     else:
         checks.is_tensor("weight", weight)
         checks.has_dtype("weight", weight, checks.FLOATS)
@@ -160,3 +165,18 @@ def unpack_matmul(
     checks.writable(out, *differentiable)
     getattr(ops, f"{name}_out")(*args, out)
     return out
+
+
+def _with_differentiable_epilogue(
+    bits: Tensor, weight: PreparedWeight, bias: Tensor | None, token_scale: Tensor | None, out_dtype: torch.dtype | None
+) -> Tensor:
+    """`unpack_matmul` of a prepared weight with the epilogue in PyTorch: the operator itself has no gradient, which
+    keeps autograd's cost out of the inference path."""
+    y = unpack_matmul(bits, weight, out_dtype=torch.float32)
+    if token_scale is not None:
+        checks.per_token("token_scale", token_scale, bits.shape[:-1], bits.device)
+        y = y * token_scale.float().unsqueeze(-1)
+    if bias is not None:
+        checks.channels("bias", bias, weight.shape[0], bits.device, "(N,)")
+        y = y + bias.float()
+    return y.to(out_dtype or weight.dtype)

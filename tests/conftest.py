@@ -15,9 +15,7 @@ settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--slow", action="store_true", help="run slow tests too, as HYPOTHESIS_PROFILE=full does"
-    )
+    parser.addoption("--slow", action="store_true", help="run slow tests too, as HYPOTHESIS_PROFILE=full does")
 
 
 def pytest_collection_modifyitems(config, items):
