@@ -172,6 +172,8 @@ def _with_differentiable_epilogue(
 ) -> Tensor:
     """`unpack_matmul` of a prepared weight with the epilogue in PyTorch: the operator itself has no gradient, which
     keeps autograd's cost out of the inference path."""
+    out_dtype = out_dtype or weight.dtype
+    checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
     y = unpack_matmul(bits, weight, out_dtype=torch.float32)
     if token_scale is not None:
         checks.per_token("token_scale", token_scale, bits.shape[:-1], bits.device)
@@ -179,4 +181,4 @@ def _with_differentiable_epilogue(
     if bias is not None:
         checks.channels("bias", bias, weight.shape[0], bits.device, "(N,)")
         y = y + bias.float()
-    return y.to(out_dtype or weight.dtype)
+    return y.to(out_dtype)

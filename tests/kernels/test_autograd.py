@@ -20,22 +20,29 @@ def leaf(*shape, dtype=torch.float32):
     return torch.randn(shape).to(dtype).requires_grad_()
 
 
-def assert_gradients(function, formula, leaves):
-    """`function` on the leaves against `formula` on them in float64, allowed what `formula` errs in float32."""
+def assert_gradients(function, formula, leaves, absolute=None):
+    """`function` on the leaves against `formula` on them in float64, allowed what `formula` errs in float32.
+
+    Errors are relative to the sum of the terms' magnitudes: the gradients of `absolute`, the formula of the
+    magnitudes, at the magnitudes; or without it simply the largest gradient, here or upstream.
+    """
     upstream = torch.randn(function(*leaves).shape)
 
-    def gradients(f, dtype):
-        inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in leaves]
+    def gradients(f, convert, upstream=upstream):
+        inputs = [convert(t.detach()).requires_grad_() for t in leaves]
         y = f(*inputs)
         return torch.autograd.grad(y, inputs, upstream.to(y.dtype))
 
-    got = gradients(function, None)
-    exact, plain = gradients(formula, torch.float64), gradients(formula, torch.float32)
-    for i, (g, e, p, t) in enumerate(zip(got, exact, plain, leaves, strict=True)):
+    got, exact = gradients(function, torch.clone), gradients(formula, torch.Tensor.double)
+    plain = gradients(formula, torch.Tensor.float)
+    if absolute is None:
+        largest = max(float(t.abs().max()) for t in (*exact, upstream) if t.numel()) if upstream.numel() else 0.0
+        terms = [torch.full_like(e, largest) for e in exact]
+    else:
+        terms = gradients(absolute, lambda t: t.double().abs(), upstream.abs())
+    for i, (g, e, s, p, t) in enumerate(zip(got, exact, terms, plain, leaves, strict=True)):
         assert g.dtype == t.dtype and g.shape == t.shape
-        largest = e.abs().max() if e.numel() else torch.zeros(())
-        terms = torch.full_like(e, float(largest) + 1e-3)
-        assert_close(f"gradient {i}", g, e, terms, p.to(t.dtype))
+        assert_close(f"gradient {i}", g, e, s, p.to(t.dtype))
 
 
 def normalised(x, norm, eps=1e-6):
@@ -86,13 +93,16 @@ def test_unpack_bits_gradients(shape, used, implementation):
     if used != "all":
         arguments = {used: arguments[used]}
 
-    def formula(*values):
-        given = dict(zip(arguments, values, strict=True))
-        y = signs.to(values[0].dtype) * given.get("token_scale", signs.new_ones(tokens)).unsqueeze(-1)
-        return y * given.get("scale", 1.0) + given.get("bias", 0.0)
+    def formula(signs):
+        def restored(*values):
+            given = dict(zip(arguments, values, strict=True))
+            y = signs.to(values[0].dtype) * given.get("token_scale", signs.new_ones(tokens)).unsqueeze(-1)
+            return y * given.get("scale", 1.0) + given.get("bias", 0.0)
+
+        return restored
 
     call = lambda *values: bk.unpack_bits(bits, d, **dict(zip(arguments, values, strict=True)))
-    assert_gradients(call, formula, list(arguments.values()))
+    assert_gradients(call, formula(signs), list(arguments.values()), formula(signs.abs()))
 
 
 @pytest.mark.parametrize("n", [0, 1, 17])
@@ -101,9 +111,10 @@ def test_unpack_matmul_gradients(shape, n, implementation):
     *tokens, d = shape
     bits = bk.pack_bits(torch.randn(shape))
     signs = signs_of(bits, d)
-    formula = lambda w, s, b, t: t.unsqueeze(-1) * ((signs.to(w.dtype) * s) @ w.T) + b
+    formula = lambda signs: lambda w, s, b, t: t.unsqueeze(-1) * ((signs.to(w.dtype) * s) @ w.T) + b
     call = lambda w, s, b, t: bk.unpack_matmul(bits, w, s, b, token_scale=t)
-    assert_gradients(call, formula, [leaf(n, d), leaf(d), leaf(n), leaf(*tokens)])
+    leaves = [leaf(n, d), leaf(d), leaf(n), leaf(*tokens)]
+    assert_gradients(call, formula(signs), leaves, formula(signs.abs()))
 
 
 def test_unpack_matmul_gradient_of_the_weight_alone(implementation):
@@ -172,6 +183,9 @@ OUT_CALLS = {
     "unpack_bits token_scale": lambda bits, out: bk.unpack_bits(bits, 20, token_scale=leaf(3), out=out),
     "unpack_matmul weight": lambda bits, out: bk.unpack_matmul(bits, leaf(20, 20), out=out),
     "unpack_matmul bias": lambda bits, out: bk.unpack_matmul(bits, torch.randn(20, 20), None, leaf(20), out=out),
+    "unpack_matmul prepared bias": lambda bits, out: bk.unpack_matmul(
+        bits, bk.prepare_weight(torch.randn(20, 20)), bias=leaf(20), out=out
+    ),
     "out itself": lambda bits, out: bk.unpack_bits(bits, 20, out=out.requires_grad_()),
 }
 

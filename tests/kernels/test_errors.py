@@ -96,6 +96,11 @@ WRONG_DTYPES = rows(
     ("matmul int weight", "weight", lambda: bk.unpack_matmul(BITS, W.int())),
     ("matmul int out_dtype", "out_dtype", lambda: bk.unpack_matmul(BITS, W, out_dtype=torch.int32)),
     ("matmul out_dtype by name", "out_dtype", lambda: bk.unpack_matmul(BITS, W, out_dtype="float16")),
+    (
+        "matmul out_dtype in training",
+        "out_dtype",
+        lambda: bk.unpack_matmul(BITS, bk.prepare_weight(W), bias=torch.ones(6).requires_grad_(), out_dtype="float16"),
+    ),
     ("prepare int", "weight", lambda: bk.prepare_weight(W.int())),
     ("hamming int64", "a", lambda: bk.hamming_distance(PACKED.long(), PACKED)),
     ("hamming int64 b", "b", lambda: bk.hamming_distance(PACKED, PACKED.long())),
