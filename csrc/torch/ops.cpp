@@ -31,15 +31,19 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-// Work below this many bytes is done sooner by one thread than it is handed out.
+// Work below this many bytes, or multiply-adds, is done sooner by one thread than it is handed out (and a thread that
+// waits for another one spins, which on a busy machine costs both).
 constexpr int64_t kBytesPerThread = 32 * 1024;
+constexpr int64_t kProductsPerThread = 1024 * 1024;
 // Results larger than this leave the caches before they are read again. Measured: from here on streaming stores win.
 constexpr int64_t kStreamingBytes = 16 * 1024 * 1024;
 
+// How many items of `cost` make up `enough` work for a thread.
+int64_t grain_of(int64_t enough, int64_t cost) { return std::max<int64_t>(enough / std::max<int64_t>(cost, 1), 1); }
+
 template <typename F>
 void parallel_rows(int64_t rows, int64_t bytes_a_row, F&& f) {
-  const int64_t grain = std::max<int64_t>(kBytesPerThread / std::max<int64_t>(bytes_a_row, 1), 1);
-  parallel(rows, grain, f);
+  parallel(rows, grain_of(kBytesPerThread, bytes_a_row), f);
 }
 
 void pack_bits(Tensor x, Tensor out) {
@@ -138,7 +142,8 @@ void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scal
   args.out = write<char>("out", out, args.m * args.n);
   if (args.m == 0 || args.n == 0) return;
   const MatmulPlan plan = plan_matmul(args, int(torch::stable::get_num_threads()));
-  parallel(plan.pieces(), 1, [&](int64_t begin, int64_t end) { matmul_kernels().run(args, plan, begin, end); });
+  const int64_t products = args.m * args.n * args.d / plan.pieces();
+  parallel(plan.pieces(), grain_of(kProductsPerThread, products), [&](int64_t begin, int64_t end) { matmul_kernels().run(args, plan, begin, end); });
 }
 
 void hamming_distance(Tensor a, Tensor b, Tensor out) {
@@ -204,7 +209,9 @@ void match_tokens(Tensor bits, Tensor keep, Optional lengths, Optional cu_seqlen
   const auto* given = lengths ? read<int64_t>("lengths", *lengths, ScalarType::Long, passages.count) : nullptr;
   auto* slots = write<int32_t>("slot", slot, ScalarType::Int, tokens);
   auto* left = write<int32_t>("new_lengths", new_lengths, ScalarType::Int, passages.count);
-  parallel(passages.count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t mean_length = tokens / std::max<int64_t>(passages.count, 1);
+  const int64_t bytes_compared = mean_length * mean_length / 4 * w;
+  parallel(passages.count, grain_of(kBytesPerThread, bytes_compared), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t rows = passages.length(i), start = passages.begin(i);
       const int64_t length = given ? std::clamp<int64_t>(given[i], 0, rows) : rows;
@@ -228,13 +235,14 @@ void merge_passages(const Tensor& tokens, const Tensor& slot, const Optional& cu
     for (int64_t t = from.begin(i); t < from.begin(i) + from.length(i); ++t)
       STD_TORCH_CHECK(slots[t] >= -1 && slots[t] < to.length(i), "slot: expected -1 to ", to.length(i) - 1, ", got ",
                       slots[t]);
-  parallel(from.count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t row_bytes = last_size(out) * int64_t(out.element_size());
+  const int64_t mean_bytes = total * row_bytes / std::max<int64_t>(from.count, 1);
+  parallel(from.count, grain_of(kBytesPerThread, mean_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       merge(from.begin(i), from.length(i), slots + from.begin(i), to.begin(i), to.length(i), sizes + to.begin(i));
   });
   // Packed results may have spare rows behind the last passage.
   const int64_t used = to.offsets ? to.offsets[to.count] : total_out;
-  const int64_t row_bytes = last_size(out) * int64_t(out.element_size());
   auto* bytes = static_cast<char*>(out.mutable_data_ptr());
   std::fill(bytes + used * row_bytes, bytes + total_out * row_bytes, char(0));
   std::fill(sizes + used, sizes + total_out, 0);
