@@ -318,3 +318,10 @@ def test_every_public_name_is_there():
     assert all(getattr(btr_reader, name) is not None for name in btr_reader.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = btr_reader.nothing
+
+
+def test_a_missing_dependency_is_one_line_that_says_what_to_install():
+    code = "import sys; sys.modules['tyro.conf'] = None; from btr_reader.__main__ import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.strip() == "btr: tyro.conf is not installed: run pip install 'btr-kernels[reader]'"
