@@ -37,7 +37,7 @@ def kernels_table(report: dict) -> list[str]:
             peer = f"{number(result['ratio_to_best_peer'])}x {result['best_peer']}"
         return [
             result["name"],
-            duration(result["seconds"]["ours"]["median"]),
+            duration(result["seconds"]["ours"][report["clock"]]),
             f"{number(result['ratio_to_baseline'])}x",
             peer,
             f"{result['percent_of_limit']:.0f}%",

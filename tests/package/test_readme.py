@@ -58,3 +58,15 @@ def test_every_command_and_example_is_run_but_what_ci_runs_itself():
     text += "```python\nprint(1)\n```\n```\nno\n```\n"
     shown = [shown for shown, _ in commands(text)]
     assert shown == ["btr a    --b", "python example:\nprint(1)\n"]
+
+
+def test_tables_of_the_committed_results_have_a_row_for_every_result():
+    module = load("benchmarks/readme_tables.py")
+    names = [str(path.relative_to(module.RESULTS)) for path in sorted(module.RESULTS.rglob("*.json"))]
+    assert names
+    for name in names:
+        report = json.loads((module.RESULTS / name).read_text())
+        rows = report["readers"] if "readers" in report else [result["name"] for result in report["results"]]
+        text = module.table(name)
+        for row in rows:
+            assert f"| {row} |" in text
