@@ -22,6 +22,13 @@ inline int64_t last_size(const Tensor& t) {
   return t.size(t.dim() - 1);
 }
 
+// The last size of a tensor of tokens: at least one channel or byte.
+inline int64_t token_size(const char* name, const Tensor& t) {
+  const int64_t size = last_size(t);
+  STD_TORCH_CHECK(size >= 1, name, ": expected a last dimension of at least 1");
+  return size;
+}
+
 // Product of all sizes but the last.
 inline int64_t rows_of(const Tensor& t) {
   int64_t rows = 1;

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 
 #include "bits/bits.h"
@@ -47,7 +48,7 @@ void parallel_rows(int64_t rows, int64_t bytes_a_row, F&& f) {
 }
 
 void pack_bits(Tensor x, Tensor out) {
-  const int64_t d = last_size(x), rows = rows_of(x), w = bytes_for(d);
+  const int64_t d = token_size("x", x), rows = rows_of(x), w = bytes_for(d);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16, DType::boolean});
   const auto* in = read<char>("x", x, rows * d);
   auto* bits = write<uint8_t>("out", out, ScalarType::Byte, rows * w);
@@ -57,7 +58,7 @@ void pack_bits(Tensor x, Tensor out) {
 }
 
 void unpack_bits(Tensor bits, Optional scale, Optional bias, Optional token_scale, Tensor out) {
-  const int64_t d = last_size(out), rows = rows_of(out), w = bytes_for(d);
+  const int64_t d = token_size("out", out), rows = rows_of(out), w = bytes_for(d);
   const DType dtype = dtype_of("out", out, {DType::f32, DType::f16, DType::bf16});
   const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
   const auto *s = read_floats("scale", scale, d), *b = read_floats("bias", bias, d);
@@ -72,7 +73,7 @@ void unpack_bits(Tensor bits, Optional scale, Optional bias, Optional token_scal
 }
 
 void binarize(Tensor x, bool layer, double eps, Tensor bits, Optional magnitude) {
-  const int64_t d = last_size(x), rows = rows_of(x), w = bytes_for(d);
+  const int64_t d = token_size("x", x), rows = rows_of(x), w = bytes_for(d);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
   const auto* in = read<char>("x", x, rows * d);
   auto* out = write<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
@@ -84,7 +85,7 @@ void binarize(Tensor x, bool layer, double eps, Tensor bits, Optional magnitude)
 }
 
 void sign_scale(Tensor x, Tensor scale, bool layer, Tensor out) {
-  const int64_t d = last_size(x), rows = rows_of(x);
+  const int64_t d = token_size("x", x), rows = rows_of(x);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
   const auto* in = read<char>("x", x, rows * d);
   const auto* s = read_floats("scale", scale, d);
@@ -97,7 +98,7 @@ void sign_scale(Tensor x, Tensor scale, bool layer, Tensor out) {
 
 void sign_scale_backward(Tensor grad, Tensor x, Tensor scale, int64_t norm, double eps, bool tanh, double limit,
                          Tensor grad_x, Tensor grad_scale) {
-  const int64_t d = last_size(x), rows = rows_of(x);
+  const int64_t d = token_size("x", x), rows = rows_of(x);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
   STD_TORCH_CHECK(norm >= 0 && norm <= 2, "norm: expected 0, 1 or 2, got ", norm);
   const SignScaleBackward options{Norm(norm), eps, tanh ? SignGradient::tanh : SignGradient::straight_through, limit};
@@ -130,6 +131,7 @@ void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scal
   MatmulArgs args{};
   args.n = weight.size(0);
   args.d = weight.size(1);
+  STD_TORCH_CHECK(args.d >= 1, "weight: expected (N, d) with d >= 1");
   args.m = rows_of(bits);
   args.weight_type = dtype_of("weight", weight, {DType::f32, DType::f16, DType::bf16, DType::i8});
   args.out_type = dtype_of("out", out, {DType::f32, DType::f16, DType::bf16});
@@ -148,7 +150,7 @@ void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scal
 
 void hamming_distance(Tensor a, Tensor b, Tensor out) {
   STD_TORCH_CHECK(out.dim() >= 2, "out: expected (..., m, n)");
-  const int64_t m = out.size(out.dim() - 2), n = last_size(out), w = last_size(a);
+  const int64_t m = out.size(out.dim() - 2), n = last_size(out), w = token_size("a", a);
   int64_t batch = 1;
   for (int64_t i = 0; i + 2 < out.dim(); ++i) batch *= out.size(i);
   const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, batch * m * w);
@@ -166,7 +168,7 @@ void hamming_distance(Tensor a, Tensor b, Tensor out) {
 }
 
 void hamming_topk(Tensor a, Tensor b, Tensor distances, Tensor indices) {
-  const int64_t m = rows_of(a), n = rows_of(b), w = last_size(a), k = last_size(distances);
+  const int64_t m = rows_of(a), n = rows_of(b), w = token_size("a", a), k = last_size(distances);
   STD_TORCH_CHECK(k >= 1 && k <= n, "k: expected 1 to ", n, ", got ", k);
   const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, m * w);
   const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, n * w);
@@ -202,7 +204,7 @@ struct Passages {
 };
 
 void match_tokens(Tensor bits, Tensor keep, Optional lengths, Optional cu_seqlens, Tensor slot, Tensor new_lengths) {
-  const int64_t w = last_size(bits), tokens = rows_of(bits);
+  const int64_t w = token_size("bits", bits), tokens = rows_of(bits);
   const Passages passages("bits", bits, cu_seqlens, tokens);
   const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, tokens * w);
   const auto* wanted = read<int64_t>("keep", keep, ScalarType::Long, passages.count);
@@ -219,6 +221,19 @@ void match_tokens(Tensor bits, Tensor keep, Optional lengths, Optional cu_seqlen
       std::fill(slots + start + length, slots + start + rows, -1);
     }
   });
+}
+
+// Votes are counted in int32: no size may be negative, and their sum must fit.
+const int32_t* read_sizes(const Optional& sizes, int64_t tokens) {
+  if (!sizes) return nullptr;
+  const auto* values = read<int32_t>("sizes", *sizes, ScalarType::Int, tokens);
+  int64_t total = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    STD_TORCH_CHECK(values[t] >= 0, "sizes: expected no negative value, got ", values[t]);
+    total += values[t];
+  }
+  STD_TORCH_CHECK(total <= INT32_MAX, "sizes: expected a sum below 2^31, got ", total);
+  return values;
 }
 
 // Calls merge(first token, tokens, first result row, result rows) for every passage, after checking its slots.
@@ -250,9 +265,9 @@ void merge_passages(const Tensor& tokens, const Tensor& slot, const Optional& cu
 
 void merge_bits(Tensor bits, Tensor slot, Optional sizes, Optional cu_in, Optional cu_out, Tensor out,
                 Tensor new_sizes) {
-  const int64_t w = last_size(bits), rows = rows_of(bits);
+  const int64_t w = token_size("bits", bits), rows = rows_of(bits);
   const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
-  const auto* size = sizes ? read<int32_t>("sizes", *sizes, ScalarType::Int, rows) : nullptr;
+  const auto* size = read_sizes(sizes, rows);
   auto* merged = write<uint8_t>("out", out, ScalarType::Byte, rows_of(out) * w);
   merge_passages(bits, slot, cu_in, cu_out, out, new_sizes,
                  [&](int64_t token, int64_t tokens, const int32_t* slots, int64_t row, int64_t result_rows,
@@ -264,11 +279,11 @@ void merge_bits(Tensor bits, Tensor slot, Optional sizes, Optional cu_in, Option
 
 void merge_tokens(Tensor x, Tensor slot, Optional sizes, Optional cu_in, Optional cu_out, Tensor out,
                   Tensor new_sizes) {
-  const int64_t d = last_size(x), rows = rows_of(x);
+  const int64_t d = token_size("x", x), rows = rows_of(x);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
   const int64_t row_bytes = d * size_of(dtype);
   const auto* in = read<char>("x", x, rows * d);
-  const auto* size = sizes ? read<int32_t>("sizes", *sizes, ScalarType::Int, rows) : nullptr;
+  const auto* size = read_sizes(sizes, rows);
   auto* merged = write<char>("out", out, x.scalar_type(), rows_of(out) * d);
   merge_passages(x, slot, cu_in, cu_out, out, new_sizes,
                  [&](int64_t token, int64_t tokens, const int32_t* slots, int64_t row, int64_t result_rows,
@@ -295,7 +310,7 @@ void check_launch(const char* kernel, int error) {
 
 void pack_bits_cuda(Tensor x, Tensor out) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int64_t d = last_size(x), rows = rows_of(x);
+  const int64_t d = token_size("x", x), rows = rows_of(x);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16, DType::boolean});
   const auto* in = read<char>("x", x, rows * d);
   auto* bits = write<uint8_t>("out", out, ScalarType::Byte, rows * bytes_for(d));
@@ -304,7 +319,7 @@ void pack_bits_cuda(Tensor x, Tensor out) {
 
 void unpack_bits_cuda(Tensor bits, Optional scale, Optional bias, Optional token_scale, Tensor out) {
   const torch::stable::accelerator::DeviceGuard guard(bits.get_device_index());
-  const int64_t d = last_size(out), rows = rows_of(out);
+  const int64_t d = token_size("out", out), rows = rows_of(out);
   const DType dtype = dtype_of("out", out, {DType::f32, DType::f16, DType::bf16});
   const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * bytes_for(d));
   const auto *s = read_floats("scale", scale, d), *b = read_floats("bias", bias, d);
