@@ -114,6 +114,8 @@ def _keep(keep: object, length: Tensor, n: int) -> tuple[Tensor, int]:
             raise ValueError(f"keep: expected a float in (0, 1], got {keep}")
         # float64, as Python's own ceil(keep * length).
         return (length.double() * keep).ceil().long().clamp(min=1), math.ceil(keep * n)
+    if not isinstance(keep, (int, torch.SymInt)):
+        raise TypeError(f"keep: expected an int, a float or an integer tensor, got {type(keep).__name__}")
     checks.is_int("keep", keep, 1)
     return torch.full_like(length, min(keep, n) if n else 1, dtype=torch.int64).clamp(min=1), min(keep, n)
 

@@ -39,6 +39,7 @@ py::array_t<T> with_last_size(const py::array& like, int64_t size) {
 
 DType float_or_bool(const py::array& x) {
   const py::dtype type = x.dtype();
+  if (type.byteorder() == '>') throw py::type_error("x: expected native byte order, got " + std::string(py::str(type)));
   if (type.kind() == 'b') return DType::boolean;
   if (type.kind() == 'f' && type.itemsize() == 4) return DType::f32;
   if (type.kind() == 'f' && type.itemsize() == 2) return DType::f16;

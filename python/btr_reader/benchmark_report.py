@@ -65,6 +65,6 @@ def save_plot(report: dict[str, Any], path: str | Path) -> None:
         f"{report['shape']}, {settings['passages']} x {settings['passage_length']} tokens, {report['device']}",
         fontsize=9,
     )
-    axes.legend(fontsize=8, ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
     figure.savefig(path)
     pyplot.close(figure)

@@ -26,10 +26,13 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             where = f"{path}:{number}"
             try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
+                # Some programs begin a file with a byte order mark.
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\u" in line:  # an escape may name half of a surrogate pair, which is no text
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
+            except UnicodeError as error:
                 raise ValueError(f"{where}: not UTF-8 text: {error}") from None
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also numbers and nesting beyond Python's limits
                 raise ValueError(f"{where}: not valid JSON: {error}") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")

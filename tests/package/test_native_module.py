@@ -63,6 +63,8 @@ def test_pack_bits_on_addresses(isa):
     ("call", "error", "named"),
     [
         (lambda: _C.pack_bits(np.zeros((2, 3))), TypeError, "x: "),
+        (lambda: _C.pack_bits(np.zeros((2, 3), ">f4")), TypeError, "x: "),
+        (lambda: _C.pack_bits(np.zeros((2, 3), ">f2")), TypeError, "x: "),
         (lambda: _C.pack_bits(np.zeros((2, 0), np.float32)), ValueError, "x: "),
         (lambda: _C.unpack_bits(np.zeros((2, 3), np.int32), 24), TypeError, "bits: "),
         (lambda: _C.unpack_bits(np.zeros((2, 3), np.uint8), 25), ValueError, "bits: "),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from btr_reader.corpus import cloze_questions, make_corpus, topic_passages
+from btr_reader.jsonl import read_jsonl
 from btr_reader.passages import parse_passage, read_passages
 from btr_reader.tasks import MMLU_QUERY_TOKENS, read_questions
 
@@ -157,3 +158,21 @@ def test_the_corpus_that_ships_with_python(tmp_path):
     assert cloze_questions(passages, 40) == cloze_questions(passages, 40)
     with pytest.raises(ValueError, match="words must be at least 1"):
         topic_passages(0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"id": "a", "text": "\\ud800 half"}', b'{"id": ' + b"9" * 5000 + b"}", b"[" * 200_000],
+    ids=["surrogate", "number", "nesting"],
+)
+def test_lines_beyond_the_limits_of_text_and_json_are_named(tmp_path, line):
+    path = tmp_path / "passages.jsonl"
+    path.write_bytes(b'{"id": "x", "text": "y"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=f"{path}:2: not"):
+        list(read_jsonl(path))
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    path = tmp_path / "passages.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "x"}\n')
+    assert [record for _, record in read_jsonl(path)] == [{"id": "x"}]

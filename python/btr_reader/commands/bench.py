@@ -43,6 +43,8 @@ def bench(
     from ..benchmark import BenchmarkSettings, run_benchmark
     from ..benchmark_report import format_table, save_plot
 
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"plot must end in .png, .svg or .pdf, got {plot}")
     for file in (json, plot):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"{file}: its directory does not exist")
