@@ -1,7 +1,7 @@
 // Hamming distances between packed tokens of w bytes: population counts of the exclusive or.
 //
 // All 8 * w channels count, so pad bits must be 0. Distances are exact int32 (w < 2^28). Cost with a POPCNT
-// instruction: a load, an xor, a count and an add for every 8 bytes of a pair, so about w / 12 cycles a pair.
+// instruction: a load, an xor, a count and an add for every 8 bytes of a pair.
 #pragma once
 
 #include <cstdint>

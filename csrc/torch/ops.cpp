@@ -1,6 +1,6 @@
 // Registers the kernels as `torch.ops.btr_native.*` through torch's stable ABI, so that one binary loads in torch 2.11
 // and newer. These are the inner operators: `btr_kernels/ops` checks arguments for users and allocates results;
-// here it is only made sure that no call can touch memory it should not. Threads are torch's own.
+// here it is only made sure that no call can touch memory it should not, or never end. Threads are torch's own.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -36,7 +36,8 @@ using Optional = std::optional<Tensor>;
 // waits for another one spins, which on a busy machine costs both).
 constexpr int64_t kBytesPerThread = 32 * 1024;
 constexpr int64_t kProductsPerThread = 1024 * 1024;
-// Results larger than this leave the caches before they are read again. Measured: from here on streaming stores win.
+// Results larger than this leave the caches before they are read again: a choice below common last-level caches, still
+// to be tuned by measurement.
 constexpr int64_t kStreamingBytes = 16 * 1024 * 1024;
 
 // How many items of `cost` make up `enough` work for a thread.

@@ -39,6 +39,17 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, record
 
 
+def read_json_object(path: Path, damaged: str) -> dict[str, Any]:
+    """The one JSON object of a file; anything else is a `ValueError` that names the file and says `damaged`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or beyond Python's limits
+        raise ValueError(f"{path}: {damaged}: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: {damaged}: expected an object, got {type(record).__name__}")
+    return record
+
+
 def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
     """Writes one JSON object a line (UTF-8, not escaped) and returns how many were written."""
     count = 0

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from .jsonl import read_json_object
+
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 # Copies of `shared.weight` under other names; a file holds it once.
@@ -81,11 +83,8 @@ def load_config(directory: Path) -> tuple[T5Config, dict[str, Any]]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: not a reader directory (no {CONFIG_FILE})")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("model_type") != "t5":
+    record = read_json_object(path, "not valid JSON")
+    if record.get("model_type") != "t5":
         raise ValueError(f"{path}: expected a configuration with model_type 't5'")
     return T5Config.from_dict(dict(record)), record
 

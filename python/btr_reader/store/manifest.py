@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..jsonl import read_json_object
 from ..settings import ReaderSettings
 
 FORMAT = "btr-store"
@@ -99,11 +100,8 @@ def load_manifest(store: Path) -> Manifest:
     path = store / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{store}: not a store (no {MANIFEST_FILE})")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged manifest: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record = read_json_object(path, "damaged manifest")
+    if record.get("format") != FORMAT:
         raise ValueError(f"{path}: not the manifest of a {FORMAT}")
     version = record.get("version")
     if not isinstance(version, int) or version < 1:
