@@ -7,15 +7,25 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .backends import backends, current_backend, native
+from .backends import NAMES, backend_status, current_backend, native
 from .version import __version__
 
 _PACKAGES = ("torch", "numpy", "triton", "transformers", "faiss-cpu", "safetensors", "tokenizers")
-_VARIABLES = ("BTR_BACKEND", "BTR_ISA", "BTR_DEBUG", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = (
+    "BTR_BACKEND",
+    "BTR_ISA",
+    "BTR_TUNING",
+    "BTR_DEBUG",
+    "TRITON_INTERPRET",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def cpu_model() -> str:
@@ -38,8 +48,24 @@ def _package_version(name: str) -> str | None:
 
 
 def collect() -> dict:
-    """Everything the command prints, as a JSON-ready dict."""
-    module, reason = native.load()
+    """Everything the command prints, as a JSON-ready dict.
+
+    What an environment variable makes impossible is left out, and `problems` says why.
+    """
+    problems = []
+
+    def ask(question: Callable, *arguments) -> tuple:
+        """The answer and "", or None and why there is none."""
+        try:
+            return question(*arguments), ""
+        except (ValueError, RuntimeError) as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+            return None, str(error)
+
+    loaded, why = ask(native.load)
+    module, reason = loaded or (None, why)
+    statuses = {name: ask(backend_status, name) for name in NAMES}
     report = {
         "btr_kernels": __version__,
         "python": platform.python_version(),
@@ -48,19 +74,25 @@ def collect() -> dict:
         "packages": {name: _package_version(name) for name in _PACKAGES},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "native": {"loaded": module is not None, "reason": reason},
-        "backend": current_backend(),
+        "backend": ask(current_backend)[0],
         "backends": {
-            name: {"available": status.available, "reason": status.reason, "operators": list(status.operators)}
-            for name, status in backends().items()
+            name: {
+                "available": status is not None and status.available,
+                "reason": why or status.reason,
+                "operators": list(status.operators) if status else [],
+            }
+            for name, (status, why) in statuses.items()
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "problems": problems,
     }
     if module is not None:
-        report["native"] |= {
-            "build": module.build_info(),
-            "instruction_sets": module.isas(),
-            "instruction_set": module.isa(),
-        }
+        report["native"] |= {"instruction_set": module.isa(), "thresholds": module.tuning()}
+    # Asked apart, since it is where instruction sets are looked up after BTR_ISA named none that runs.
+    with suppress(ImportError):
+        from . import _C
+
+        report["native"] |= {"build": _C.build_info(), "instruction_sets": _C.isa_lacks()}
     return report
 
 
@@ -72,18 +104,23 @@ def render(report: dict) -> str:
         f"of {report['cpu']['logical_cores']} logical cores",
     ]
     native_part = report["native"]
-    if native_part["loaded"]:
+    if not native_part["loaded"]:
+        lines.append(f"Compiled part: not loaded: {native_part['reason']}")
+    if "build" in native_part:
         build = native_part["build"]
         cuda = build["cuda_architectures"] or "none (no nvcc at build time)"
-        lines += [
-            f"Compiled with {build['compiler']} against torch {build['torch']}; CUDA architectures: {cuda}",
-            f"Instruction sets: built {', '.join(build['isas'])}; this CPU runs "
-            f"{', '.join(native_part['instruction_sets'])}; in use: {native_part['instruction_set']} (BTR_ISA forces)",
-        ]
-    else:
-        lines.append(f"Compiled part: not loaded: {native_part['reason']}")
+        lines.append(f"Compiled with {build['compiler']} against torch {build['torch']}; CUDA architectures: {cuda}")
+        lines.append("Instruction sets (the last that runs is used; BTR_ISA forces one):")
+        for name, lacks in native_part["instruction_sets"].items():
+            state = "in use" if name == native_part.get("instruction_set") else "runs"
+            lines.append(f"  {name:<10}{f'cannot run: this machine lacks {lacks}' if lacks else state}")
+    if "thresholds" in native_part:
+        lines.append("Thresholds (BTR_TUNING=name=value,... overrides):")
+        for name, row in native_part["thresholds"].items():
+            changed = "" if row["value"] == row["default"] else f" (default {row['default']})"
+            lines.append(f"  {name} = {row['value']}{changed}: {row['selects']}")
     lines.append(f"GPUs: {', '.join(report['gpus']) or 'none that torch can use'}")
-    lines.append(f"Backend in use: {report['backend']} (use_backend or BTR_BACKEND chooses)")
+    lines.append(f"Backend in use: {report['backend'] or 'none'} (use_backend or BTR_BACKEND chooses)")
     for name, status in report["backends"].items():
         state = f"runs: {', '.join(status['operators'])}" if status["available"] else f"cannot run: {status['reason']}"
         lines.append(f"  {name:<10}{state}")
@@ -97,13 +134,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m btr_kernels.env", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     arguments = parser.parse_args()
-    try:
-        report = collect()
-    except (ValueError, RuntimeError) as error:  # BTR_ISA or BTR_BACKEND asks for what cannot be had
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(report, indent=2) if arguments.json else render(report))
-    return 0
+    report = collect()
+    print(json.dumps(report, indent=2) if arguments.json else render(report), flush=True)
+    for problem in report["problems"]:
+        print(problem, file=sys.stderr)
+    return 1 if report["problems"] else 0
 
 
 if __name__ == "__main__":

@@ -95,15 +95,17 @@ def backends() -> dict[str, BackendStatus]:
         >>> backends()["reference"].available
         True
     """
+    return {name: backend_status(name) for name in NAMES}
+
+
+def backend_status(name: str) -> BackendStatus:
+    """The entry of `backends` for one of `NAMES`."""
     from ..ops.define import OPERATORS  # not at the top: operators are defined with the help of this module
 
-    found = {}
-    for name in NAMES:
-        module = _module(name)
-        reason = module.why_not()
-        operators = () if reason else tuple(op for op in OPERATORS if module.kernel(op) is not None)
-        found[name] = BackendStatus(name, reason is None, reason or "", module.DEVICES, operators)
-    return found
+    module = _module(name)
+    reason = module.why_not()
+    operators = () if reason else tuple(op for op in OPERATORS if module.kernel(op) is not None)
+    return BackendStatus(name, reason is None, reason or "", module.DEVICES, operators)
 
 
 def resolve(operator: str, device: torch.device) -> Callable[..., None]:

@@ -9,7 +9,7 @@ import torch
 from . import native
 
 DEVICES = ("cuda",)
-#: Operators that csrc/torch/ops.cpp registers for CUDA.
+#: Operators that csrc/torch/cuda.cpp registers for CUDA.
 _OPERATORS = ("pack_bits", "unpack_bits")
 
 

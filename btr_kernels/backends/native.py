@@ -22,7 +22,8 @@ def load() -> tuple[ModuleType | None, str]:
     """The module `_C` once the native operators are registered, or None and why they are not there.
 
     Raises:
-        ValueError: the environment variable BTR_ISA names an instruction set that does not run here.
+        ValueError: the environment variable BTR_ISA names an instruction set that does not run here, or BTR_TUNING
+            no threshold and value.
     """
     library = Path(__file__).parent.parent / "libbtr_torch.so"
     if not library.exists():
@@ -33,7 +34,7 @@ def load() -> tuple[ModuleType | None, str]:
         torch.ops.load_library(library)
     except (ImportError, OSError) as error:
         return None, f"the compiled library does not load: {error}"
-    _C.isa()
+    _C.tuning()  # reads BTR_ISA and BTR_TUNING: an error is better here than in an operator
     return _C, ""
 
 

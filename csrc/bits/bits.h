@@ -6,7 +6,7 @@
 // All kernels are bound by memory once out of cache; per 32 channels:
 //   pack    f32 128 bytes read,  4 written    compare, narrow, one movemask
 //   unpack  f32   4 bytes read, 128 written   broadcast, shift the bit to the sign, xor into the scale
-// Means and sums of squares run in float64, so no finite input overflows. Threads split rows; see torch/ops.cpp.
+// Means and sums of squares run in float64, so no finite input overflows. Threads split rows; see torch/bits.cpp.
 #pragma once
 
 #include <cstdint>

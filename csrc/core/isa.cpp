@@ -10,43 +10,75 @@ namespace {
 struct Level {
   Isa isa;
   const char* name;
-  bool (*runs)();
+  std::string (*lacks)();
 };
 
+#if defined(BTR_HAVE_AVX2) || defined(BTR_HAVE_AVX512)
+// A list of those features that are missing. The compiler's run-time library also asks the operating system whether it
+// keeps the registers.
+#define BTR_NEED(feature) \
+  if (!__builtin_cpu_supports(feature)) missing += std::string(missing.empty() ? "" : ", ") + feature;
+
+std::string avx2_lacks() {
+  __builtin_cpu_init();
+  std::string missing;
+  BTR_NEED("avx2")
+  BTR_NEED("fma")
+  BTR_NEED("bmi")
+  BTR_NEED("bmi2")
+  BTR_NEED("popcnt")
+  BTR_NEED("f16c")
+  return missing;
+}
+
+std::string avx512_lacks() {
+  std::string missing = avx2_lacks();
+  BTR_NEED("avx512f")
+  BTR_NEED("avx512bw")
+  BTR_NEED("avx512dq")
+  BTR_NEED("avx512vl")
+  BTR_NEED("avx512vbmi")
+  BTR_NEED("avx512vnni")
+  BTR_NEED("avx512vpopcntdq")
+  BTR_NEED("avx512bitalg")
+  return missing;
+}
+
+#undef BTR_NEED
+#endif
+
 constexpr Level kLevels[] = {
-    {Isa::portable, "portable", [] { return true; }},
+    {Isa::portable, "portable", [] { return std::string(); }},
 #ifdef BTR_HAVE_AVX2
-    // BMI2, F16C, FMA and POPCNT came with the same generation, and the kernels use them.
-    {Isa::avx2, "avx2",
-     [] {
-       __builtin_cpu_init();
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-              __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("f16c");
-     }},
+    {Isa::avx2, "avx2", avx2_lacks},
+#endif
+#ifdef BTR_HAVE_AVX512
+    {Isa::avx512, "avx512", avx512_lacks},
+#endif
+#ifdef BTR_HAVE_NEON
+    // Part of every 64-bit ARM CPU.
+    {Isa::neon, "neon", [] { return std::string(); }},
 #endif
 };
 
-std::vector<std::string> names(bool only_runnable) {
-  std::vector<std::string> found;
-  for (const Level& level : kLevels)
-    if (!only_runnable || level.runs()) found.emplace_back(level.name);
-  return found;
-}
-
 Isa parse(const std::string& name, const char* argument) {
-  std::string runnable;
+  std::string runnable, why;
   for (const Level& level : kLevels) {
-    if (!level.runs()) continue;
-    if (name == level.name) return level.isa;
-    runnable += (runnable.empty() ? "" : ", ") + std::string(level.name);
+    const std::string lacks = level.lacks();
+    if (name == level.name) {
+      if (lacks.empty()) return level.isa;
+      why = ", but this machine lacks " + lacks;
+    } else if (lacks.empty()) {
+      runnable += (runnable.empty() ? "" : ", ") + std::string(level.name);
+    }
   }
   throw std::invalid_argument(std::string(argument) + ": expected an instruction set that runs here (" + runnable +
-                              "), got '" + name + "'");
+                              "), got '" + name + "'" + why);
 }
 
 Isa initial() {
   if (const char* forced = std::getenv("BTR_ISA"); forced && *forced) return parse(forced, "BTR_ISA");
-  return parse(names(true).back(), "isa");
+  return parse(runnable_isas().back(), "isa");
 }
 
 std::atomic<Isa>& current() {
@@ -56,8 +88,18 @@ std::atomic<Isa>& current() {
 
 }  // namespace
 
-std::vector<std::string> built_isas() { return names(false); }
-std::vector<std::string> runnable_isas() { return names(true); }
+std::vector<IsaStatus> built_isas() {
+  std::vector<IsaStatus> found;
+  for (const Level& level : kLevels) found.push_back({level.name, level.lacks()});
+  return found;
+}
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> found;
+  for (const Level& level : kLevels)
+    if (level.lacks().empty()) found.emplace_back(level.name);
+  return found;
+}
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
 

@@ -2,8 +2,8 @@
 //
 // Every operator family has a table of functions per instruction set (`BitsKernels` and so on in <family>/<family>.h),
 // filled by one translation unit each (`<family>/portable.cpp`, `<family>/avx2.cpp`), so one binary runs on every CPU
-// of its architecture. To add an instruction set: a line here, in `isa.cpp` and in `select.h`, a file per family, its
-// flags in CMakeLists.txt.
+// of its architecture. To add an instruction set: a line here, in `isa.cpp`, `select.h` and `tuning.inl`, a file per
+// family, its flags in CMakeLists.txt.
 #pragma once
 
 #include <string>
@@ -13,10 +13,19 @@
 
 namespace btr {
 
-enum class Isa { portable, avx2 };
+// Worst first.
+enum class Isa { portable, avx2, avx512, neon };
+constexpr int kIsas = 4;
 
-// Names of all instruction sets that were built, and of those that this CPU runs, worst first.
-BTR_EXPORT std::vector<std::string> built_isas();
+struct IsaStatus {
+  std::string name;
+  std::string lacks;  // the features that this CPU or its operating system lacks, or "" if it runs
+};
+
+// Every instruction set that was built, worst first.
+BTR_EXPORT std::vector<IsaStatus> built_isas();
+
+// Names of those that run here.
 BTR_EXPORT std::vector<std::string> runnable_isas();
 
 // The instruction set in use: at first the one that the environment variable BTR_ISA names, or else the best.

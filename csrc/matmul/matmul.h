@@ -5,7 +5,7 @@
 //
 // Two kernels, by the number of tokens m:
 //
-// lookup (m above kFewTokens). Activations are 1 bit, so 4 multiply-adds become one load and one add: for a tile of
+// lookup (m above the threshold matmul.dot_max_tokens). Activations are 1 bit, so 4 multiply-adds become one load and one add: for a tile of
 //   kTile columns and each group of 4 channels a table holds the 2^4 signed sums of the 4 weights, and a token adds
 //   the entry that its 4 bits name. Tables of kGroup channels (16 KB) stay in L1 while a block of tokens passes over
 //   them; they are built on the fly and never stored. Limit: one 32-byte load a (8 columns, 4 channels, token), two
@@ -48,7 +48,7 @@ struct MatmulPlan {
 struct MatmulKernels {
   static constexpr int kTile = 16;         // columns a table: one cache line of float32
   static constexpr int kGroup = 64;        // channels a set of tables: 16 groups of 4, 16 KB
-  static constexpr int64_t kFewTokens = 12;
+  static constexpr int64_t kDotTokens = 12;  // tokens a block of the dot kernel
 
   // Pieces [begin, end) of the plan.
   void (*run)(const MatmulArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end);

@@ -12,6 +12,7 @@
 
 #include "bits/bits.h"
 #include "core/isa.h"
+#include "core/tuning.h"
 #include "hamming/hamming.h"
 #include "matmul/matmul.h"
 
@@ -130,11 +131,32 @@ void pack_bits_raw(uintptr_t x, const std::string& dtype, int64_t rows, int64_t 
 
 py::dict build_info() {
   py::dict info;
-  info["isas"] = built_isas();
+  std::vector<std::string> isas;
+  for (const IsaStatus& isa : built_isas()) isas.push_back(isa.name);
+  info["isas"] = isas;
   info["cuda_architectures"] = std::string(BTR_CUDA_ARCHITECTURES);
   info["compiler"] = std::string(BTR_COMPILER);
   info["torch"] = std::string(BTR_TORCH_VERSION);
   return info;
+}
+
+py::dict isa_lacks() {
+  py::dict lacks;
+  for (const IsaStatus& isa : built_isas()) lacks[py::str(isa.name)] = isa.lacks;
+  return lacks;
+}
+
+py::dict thresholds() {
+  py::dict all;
+  for (const ThresholdInfo& threshold : list_tuning()) {
+    py::dict row;
+    row["value"] = threshold.value;
+    row["default"] = threshold.default_value;
+    row["least"] = threshold.least;
+    row["selects"] = threshold.selects;
+    all[threshold.name] = row;
+  }
+  return all;
 }
 
 }  // namespace
@@ -144,6 +166,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &isa_name, "Name of the instruction set in use.");
   m.def("isas", &runnable_isas, "Names of the instruction sets that this CPU runs, worst first.");
   m.def("set_isa", &set_isa, py::arg("name"), "Forces an instruction set for the whole process; ValueError if it does not run here.");
+  m.def("isa_lacks", &isa_lacks, "Every instruction set that was built, worst first, with the CPU features that are missing here, '' if it runs.");
+  m.def("tuning", &thresholds, "The thresholds that choose between kernels, for the instruction set in use: name -> value, default, least, selects.");
+  m.def("set_tuning", &set_tuning, py::arg("name"), py::arg("value"),
+        "Overrides a threshold for the whole process, None restores the default; ValueError if there is no such threshold or value.");
   m.def("build_info", &build_info, "What was built: instruction sets, CUDA architectures ('' without CUDA), compiler, torch version.");
   m.def("pack_bits", &pack_bits, py::arg("x"),
         "Signs of x (..., d) float32, float16 or bool -> uint8 (..., ceil(d / 8)), as btr_kernels.pack_bits.");

@@ -1,4 +1,8 @@
 // How operators read their arguments: pointers that are handed out only after dtype, layout and size were checked.
+//
+// The files of this directory register the kernels as `torch.ops.btr_native.*` through torch's stable ABI, so that one
+// binary loads in torch 2.11 and newer. These are the inner operators: `btr_kernels/ops` checks arguments for users and
+// allocates results; here it is only made sure that no call can touch memory it should not, or never end.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,13 +13,13 @@
 #include <initializer_list>
 #include <optional>
 
-#include "core/scratch.h"
 #include "core/types.h"
 
 namespace btr {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 
 inline int64_t last_size(const Tensor& t) {
   STD_TORCH_CHECK(t.dim() >= 1, "expected at least one dimension");
@@ -73,7 +77,7 @@ const T* read(const char* name, const Tensor& t, ScalarType type, int64_t numel)
   return read<T>(name, t, numel);
 }
 
-inline const float* read_floats(const char* name, const std::optional<Tensor>& t, int64_t numel) {
+inline const float* read_floats(const char* name, const Optional& t, int64_t numel) {
   return t ? read<float>(name, *t, ScalarType::Float, numel) : nullptr;
 }
 
@@ -87,12 +91,6 @@ template <typename T>
 T* write(const char* name, const Tensor& t, ScalarType type, int64_t numel) {
   check_type(name, t, type);
   return write<T>(name, t, numel);
-}
-
-// f(begin, end) over parts of [0, count) of at least `grain`, on the threads that torch is set to use.
-template <typename F>
-void parallel(int64_t count, int64_t grain, F&& f) {
-  if (count > 0) torch::stable::parallel_for(0, count, grain, f);
 }
 
 }  // namespace btr

@@ -1,0 +1,23 @@
+// The thresholds by which operators choose between kernels that give the same results, one line each:
+//
+//   BTR_THRESHOLD(family, name, least, portable, avx2, avx512, neon, selects)
+//
+// declares `tuning().family_name`, called "family.name" by users, with the least value that makes sense, the default on
+// each instruction set, and one sentence for `python -m btr_kernels.env`. Above each line stands what was measured.
+
+// Not measured: a thread should get tens of microseconds of work
+// (one that waits for another spins, which on a busy machine costs both).
+BTR_THRESHOLD(parallel, bytes_per_thread, 1, 32768, 32768, 32768, 32768,
+              "no thread is started for fewer bytes than this, read or written")
+BTR_THRESHOLD(parallel, products_per_thread, 1, 1048576, 1048576, 1048576, 1048576,
+              "unpack_matmul starts no thread for fewer multiply-adds than this")
+
+// Not measured: below common last-level caches.
+BTR_THRESHOLD(bits, streaming_bytes, 0, 16777216, 16777216, 16777216, 16777216,
+              "unpack_bits writes results larger than this past the caches")
+
+// AVX2, 768 -> 768: building tables takes as long as 12 tokens save.
+BTR_THRESHOLD(matmul, dot_max_tokens, 0, 12, 12, 12, 12,
+              "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
+// AVX2: building tables is about 1% of the time at 1024 tokens, whose sums (64 KB) still fit in L2.
+BTR_THRESHOLD(matmul, block_tokens, 1, 1024, 1024, 1024, 1024, "tokens that share one set of lookup tables")

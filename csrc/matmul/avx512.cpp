@@ -1,0 +1,9 @@
+// matmul.h compiled for AVX-512.
+#define BTR_ISA_NAMESPACE avx512
+#include "matmul/generic.inl"
+
+namespace btr {
+
+extern const MatmulKernels matmul_avx512{avx512::run_matmul};
+
+}  // namespace btr
