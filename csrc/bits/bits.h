@@ -39,8 +39,9 @@ struct BitsKernels {
   void (*binarize)(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps, uint8_t* bits,
                    float* magnitude);
 
-  // +-scale by the same signs, in x's dtype.
-  void (*sign_scale)(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, const float* scale, void* out);
+  // +-scale by the same signs, in x's dtype. `streaming` as in unpack.
+  void (*sign_scale)(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, const float* scale, void* out,
+                     bool streaming);
 
   // Gradients in x (x's dtype) and, added to grad_scale, in scale (float32, d).
   void (*sign_scale_backward)(const void* grad, const void* x, DType dtype, int64_t rows, int64_t d,

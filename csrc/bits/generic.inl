@@ -14,23 +14,33 @@ inline bool is_positive(bool_t x) { return x.value != 0; }
 inline bool is_positive(half_t x) { return x.bits <= 0x7c00 || x.bits == 0x8000; }
 inline bool is_positive(bfloat16_t x) { return x.bits <= 0x7f80 || x.bits == 0x8000; }
 
-template <typename T>
-void pack_row_generic(const T* x, int64_t d, uint8_t* out) {
-  for (int64_t c = 0; c < d; c += 8) {
-    const int64_t count = d - c < 8 ? d - c : 8;
+// Bits of `count` channels, 1 where is_one(value).
+template <typename T, typename F>
+inline void pack_channels_generic(const T* x, int64_t count, F is_one, uint8_t* out) {
+  for (int64_t c = 0; c < count; c += 8) {
+    const int64_t in_byte = count - c < 8 ? count - c : 8;
     unsigned byte = 0;
-    for (int64_t i = 0; i < count; ++i) byte |= unsigned(is_positive(x[c + i])) << i;
+    for (int64_t i = 0; i < in_byte; ++i) byte |= unsigned(is_one(x[c + i])) << i;
     out[c / 8] = uint8_t(byte);
   }
 }
 
-inline float sign_of(const uint8_t* bits, int64_t c) { return bits[c / 8] >> (c % 8) & 1 ? 1.0f : -1.0f; }
+template <typename T>
+void pack_row_generic(const T* x, int64_t d, uint8_t* out) {
+  pack_channels_generic(x, d, [](T value) { return is_positive(value); }, out);
+}
+
+inline bool bit_of(const uint8_t* bits, int64_t c) { return bits[c / 8] >> (c % 8) & 1; }
+
+inline float with_sign(float x, bool positive) { return positive ? x : -x; }
+inline half_t with_sign(half_t x, bool positive) { return {uint16_t(positive ? x.bits : x.bits ^ 0x8000)}; }
+inline bfloat16_t with_sign(bfloat16_t x, bool positive) { return {uint16_t(positive ? x.bits : x.bits ^ 0x8000)}; }
 
 template <typename T>
 void unpack_row_generic(const uint8_t* bits, int64_t begin, int64_t d, const float* scale, const float* bias,
                         float token_scale, T* out) {
   for (int64_t c = begin; c < d; ++c) {
-    float y = sign_of(bits, c) * token_scale;
+    float y = with_sign(token_scale, bit_of(bits, c));
     if (scale) y *= scale[c];
     if (bias) y += bias[c];
     out[c] = from_float<T>(y);
@@ -82,16 +92,11 @@ inline void binarize_generic(const void* x, DType dtype, int64_t rows, int64_t d
 
 // Signs of x - mean; not x >= mean, which differs where both are infinite.
 inline void pack_centred_generic(const float* x, float mean, int64_t d, uint8_t* out) {
-  for (int64_t c = 0; c < d; c += 8) {
-    const int64_t count = d - c < 8 ? d - c : 8;
-    unsigned byte = 0;
-    for (int64_t i = 0; i < count; ++i) byte |= unsigned(x[c + i] - mean >= 0) << i;
-    out[c / 8] = uint8_t(byte);
-  }
+  pack_channels_generic(x, d, [mean](float value) { return value - mean >= 0; }, out);
 }
 
 inline void sign_scale_generic(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, const float* scale,
-                               void* out) {
+                               void* out, bool) {
   Scratch scratch;
   float *buffer = scratch.get<float>(d), *staging = scratch.get<float>(d);
   with_float_type(dtype, [&](auto* type) {
@@ -101,7 +106,7 @@ inline void sign_scale_generic(const void* x, DType dtype, int64_t rows, int64_t
       const float* row = load_row(static_cast<const T*>(x) + r * d, d, buffer);
       const float mean = layer ? mean_of(row, d) : 0;
       float* y = staging_row(result, staging);
-      for (int64_t c = 0; c < d; ++c) y[c] = row[c] - mean >= 0 ? scale[c] : -scale[c];
+      for (int64_t c = 0; c < d; ++c) y[c] = with_sign(scale[c], row[c] - mean >= 0);
       store_row(y, result, d);
     }
   });

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "core/scratch.h"
 #include "core/types.h"
 
 #ifdef __F16C__
@@ -99,6 +101,18 @@ inline void store_row(const float*, float*, int64_t) {}
 template <typename T>
 void store_row(const float* buffer, T* row, int64_t d) {
   for (int64_t c = 0; c < d; ++c) row[c] = from_float<T>(buffer[c]);
+}
+
+// A float32 row in another type: the row itself where that is float32.
+template <typename T>
+const T* row_as(const float* row, int64_t d, Scratch& scratch) {
+  if constexpr (std::is_same_v<T, float>) {
+    return row;
+  } else {
+    T* converted = scratch.get<T>(d);
+    store_row(row, converted, d);
+    return converted;
+  }
 }
 
 // Calls f with a null pointer of the element type that `type` names.

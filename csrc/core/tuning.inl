@@ -14,7 +14,7 @@ BTR_THRESHOLD(parallel, products_per_thread, 1, 1048576, 1048576, 1048576, 10485
 
 // Not measured: below common last-level caches.
 BTR_THRESHOLD(bits, streaming_bytes, 0, 16777216, 16777216, 16777216, 16777216,
-              "unpack_bits writes results larger than this past the caches")
+              "unpack_bits and sign_scale write results larger than this past the caches")
 
 // AVX2, 768 -> 768: building tables takes as long as 12 tokens save.
 BTR_THRESHOLD(matmul, dot_max_tokens, 0, 12, 12, 12, 12,

@@ -58,8 +58,10 @@ void sign_scale(Tensor x, Tensor scale, bool layer, Tensor out) {
   const auto* s = read_floats("scale", scale, d);
   auto* y = write<char>("out", out, x.scalar_type(), rows * d);
   const int64_t row_bytes = d * size_of(dtype);
+  const bool streaming = rows * row_bytes > tuning().bits_streaming_bytes;
   parallel_rows(rows, row_bytes, [&](int64_t begin, int64_t end) {
-    bits_kernels().sign_scale(in + begin * row_bytes, dtype, end - begin, d, layer, s, y + begin * row_bytes);
+    bits_kernels().sign_scale(in + begin * row_bytes, dtype, end - begin, d, layer, s, y + begin * row_bytes,
+                              streaming);
   });
 }
 

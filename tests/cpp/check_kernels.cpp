@@ -102,7 +102,7 @@ void check_bits(int64_t rows, int64_t d, const std::string& at) {
 
   auto magnitude = exact<float>(rows);
   bits_kernels().binarize(x.get(), DType::f32, rows, d, true, 1e-6, bits.get(), magnitude.get());
-  bits_kernels().sign_scale(x.get(), DType::f32, rows, d, true, scale.get(), y.get());
+  bits_kernels().sign_scale(x.get(), DType::f32, rows, d, true, scale.get(), y.get(), rows % 2 == 0);
   ok = true;
   for (int64_t r = 0; r < rows; ++r) {
     double mean = 0, squares = 0;
