@@ -12,6 +12,7 @@
 
 #include "bits/bits.h"
 #include "core/isa.h"
+#include "core/limits.h"
 #include "core/tuning.h"
 #include "hamming/hamming.h"
 #include "matmul/matmul.h"
@@ -129,6 +130,20 @@ void pack_bits_raw(uintptr_t x, const std::string& dtype, int64_t rows, int64_t 
   bits_kernels().pack(reinterpret_cast<const void*>(x), type, rows, d, reinterpret_cast<uint8_t*>(out));
 }
 
+py::dict memory_ways_by_kind() {
+  py::dict ways;
+  for (const MemoryWay& way : memory_ways()) ways[py::str(way.kind)] = py::list();
+  for (const MemoryWay& way : memory_ways()) ways[py::str(way.kind)].cast<py::list>().append(way.name);
+  return ways;
+}
+
+void memory_passes_raw(const std::string& way, uintptr_t destination, uintptr_t source, int64_t bytes, int64_t passes) {
+  if (bytes < 0 || bytes % kMemoryBlock || destination % 64 || source % 64)
+    wrong("bytes, addresses: expected multiples of 4096 and of 64");
+  py::gil_scoped_release release;
+  memory_passes(way, reinterpret_cast<void*>(destination), reinterpret_cast<const void*>(source), bytes, passes);
+}
+
 py::dict build_info() {
   py::dict info;
   std::vector<std::string> isas;
@@ -182,6 +197,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_bits_raw", &pack_bits_raw, py::arg("x"), py::arg("dtype"), py::arg("rows"), py::arg("d"), py::arg("out"),
         "pack_bits on addresses: rows x d contiguous values of dtype at x -> rows x ceil(d / 8) bytes at out. "
         "The caller answers for both being valid.");
+  m.def("memory_ways", &memory_ways_by_kind, "Loops that move memory, as {'read' | 'write' | 'copy': [name]}.");
+  m.def("memory_passes", &memory_passes_raw, py::arg("way"), py::arg("destination"), py::arg("source"), py::arg("bytes"),
+        py::arg("passes"),
+        "Moves bytes, a multiple of 4096, passes times in one of the ways of memory_ways. The caller answers for the "
+        "addresses, multiples of 64; the one that a way does not use may be 0.");
+  m.def("multiply_adds", &multiply_adds, py::arg("rounds"), py::call_guard<py::gil_scoped_release>(),
+        "Runs rounds of float32 multiply-adds in registers; how many operations they were, 2 each.");
 }
 
 }  // namespace btr
