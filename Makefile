@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 REPORTS := reports
 # A quick run of every benchmark, to see that it works: make bench QUICK=1
 QUICK ?=
+# Numbers of threads that the operators are measured on.
+THREADS ?= 1,2
 
-KERNEL_FLAGS := $(if $(QUICK),--quick)
+KERNEL_FLAGS := --threads $(THREADS) $(if $(QUICK),--quick)
 READER_FLAGS := $(if $(QUICK),--shape tiny --passages 4 --passage-length 32 --new-tokens 2)
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 

@@ -10,13 +10,11 @@ import time
 from functools import lru_cache
 
 import pytest
-import torch
 
 from btr_kernels.bench import CASES
-from btr_kernels.bench.case import Case, nbytes
-from btr_kernels.bench.machine import cache_bytes, keep_freed_memory, thread_count
-from btr_kernels.bench.measure import SEED
-from btr_kernels.bench.timing import Pool, pool_size
+from btr_kernels.bench.case import Case
+from btr_kernels.bench.machine import keep_freed_memory, thread_count
+from btr_kernels.bench.measure import input_pool
 
 # CPU time, like the command line tool with one thread: the machine may be busy with other things.
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
@@ -30,13 +28,7 @@ def one_thread():
 
 
 # The tests of a case follow each other, so one pool at a time is enough.
-@lru_cache(maxsize=1)
-def checked_pool(case: Case, timed: bool) -> Pool:
-    generator = torch.Generator().manual_seed(SEED)
-    first = case.make_inputs(generator)
-    case.verify(first)
-    count = pool_size(nbytes(first), cache_bytes(), case.in_cache) if timed else 1
-    return Pool([first, *(case.make_inputs(generator) for _ in range(count - 1))])
+pool_of = lru_cache(maxsize=1)(input_pool)
 
 
 CONTENDERS = [
@@ -50,7 +42,7 @@ CONTENDERS = [
 def test_operator(benchmark, case: Case, contender: str) -> None:
     if contender in case.missing_peers():
         pytest.skip(case.missing_peers()[contender])
-    pool = checked_pool(case, timed=not benchmark.disabled)
+    pool = pool_of(case, timed=not benchmark.disabled)
     run = case.contenders()[contender]
     benchmark.group = case.name
     benchmark.extra_info.update(

@@ -6,18 +6,19 @@
     >>> result = measure(CASES[0], Limits(threads=1), Settings(seconds_per_case=0.5))
     >>> result.vs_baseline, result.percent_of_limit
 
-`cases` holds the table (a new operator is a new row there), `peers` the other implementations, `timing` the loop,
-`machine` the measured limits, `report` and `plots` what comes out.
+`cases` holds the table, a module a family (a new operator is a new row there), `peers` the other implementations,
+`timing` the loop, `machine` the measured limits, `report`, `plots` and `roofline` what comes out.
 """
 
-from .case import Case, Inputs, Peer, Traffic, WrongResult
-from .cases import CASES, OPERATORS
+from .case import Case, Inputs, Peer, Target, Traffic, Verdict, WrongResult
+from .cases import CASES, FAMILIES, OPERATORS
 from .machine import Limit, Limits
 from .measure import Result, Settings, measure
 from .report import Report
 
 __all__ = [
     "CASES",
+    "FAMILIES",
     "OPERATORS",
     "Case",
     "Inputs",
@@ -27,7 +28,9 @@ __all__ = [
     "Report",
     "Result",
     "Settings",
+    "Target",
     "Traffic",
+    "Verdict",
     "WrongResult",
     "measure",
 ]

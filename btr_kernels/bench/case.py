@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
@@ -55,6 +55,43 @@ class Peer:
         return f"{self.package or self.module} is not installed"
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a row shall reach on one thread.
+
+    Attributes:
+        value: times faster than the fastest of `peers`, or without peers the part of the row's limit.
+        stretch: the same, when all goes well.
+        peers: names of peers of the row.
+    """
+
+    value: float
+    stretch: float
+    peers: tuple[str, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """A target and what was measured against it; `against` is the name of the peer, or of the limit."""
+
+    against: str
+    of_limit: bool
+    value: float
+    target: float
+    stretch: float
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.target
+
+    @property
+    def short_percent(self) -> float:
+        """By how much the measured value misses the target; 0 if it does not."""
+        return max(0.0, 100 * (1 - self.value / self.target))
+
+    def as_dict(self) -> dict[str, object]:
+        return {**self._asdict(), "met": self.met, "short_percent": self.short_percent}
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A row of the benchmark: one operator at one size.
@@ -74,6 +111,9 @@ class Case:
             differing bits of packed results. Other integers must be equal.
         in_cache: repeat on one set of inputs, so that it stays in cache; otherwise sets are rotated through a pool
             larger than the last-level cache.
+        fresh: for a case of which only a part stays in cache: another set of inputs that shares this part with the
+            one given.
+        targets: what the row shall reach.
         quick: part of the quick selection.
     """
 
@@ -88,6 +128,8 @@ class Case:
     limit: Literal["read", "write", "copy"]
     tolerance: float = 0.0
     in_cache: bool = False
+    fresh: Callable[[Inputs, torch.Generator], Inputs] | None = None
+    targets: tuple[Target, ...] = ()
     quick: bool = field(default=False, kw_only=True)
 
     def contenders(self) -> dict[str, Run]:
@@ -140,7 +182,8 @@ def nbytes(inputs: Inputs) -> int:
     """Memory that a set of inputs takes, tensors counted once."""
     tensors = {}
     for value in vars(inputs).values():
-        for tensor in (value.data, value.row_scale) if isinstance(value, PreparedWeight) else (value,):
+        parts = [getattr(value, f.name) for f in fields(value)] if isinstance(value, PreparedWeight) else [value]
+        for tensor in parts:
             if isinstance(tensor, Tensor):
                 tensors[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(tensors.values())

@@ -6,8 +6,10 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .. import backends, current_backend, use_backend
@@ -15,15 +17,15 @@ from ..backends import NAMES
 from .case import Case, WrongResult
 from .cases import CASES, OPERATORS
 from .machine import Limits, environment, keep_freed_memory, thread_count
-from .measure import Settings, measure
+from .measure import Settings, input_pool, measure
 from .report import Report, progress_line, summary
 from .timing import SYSTEM_CLOCK
 
 PROGRAM = "python -m btr_kernels.bench"
-#: Time for all contenders of a case together.
-SECONDS, QUICK_SECONDS = 1.8, 0.5
-#: Side of the matrices of the matmul limit.
-MATMUL, QUICK_MATMUL = 2048, 1024
+#: Exit status of a run that was stopped with Ctrl-C, as a shell has it.
+INTERRUPTED = 130
+#: Time for all contenders of a case together, at each number of threads.
+SECONDS, QUICK_SECONDS = 1.2, 0.3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,15 +38,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ops", nargs="+", metavar="OP", choices=OPERATORS,
                    help=f"only these operators: {', '.join(OPERATORS)}")  # fmt: skip
     p.add_argument("--cases", nargs="+", metavar="NAME", help="only these rows, by their names in the table")
+    p.add_argument("--suite", choices=("all", "targets"), default="all",
+                   help="all rows, or only those that carry a target (default all)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     p.add_argument("--quick", action="store_true", help="fewer rows, less time a row: a first look")
-    p.add_argument("--threads", type=_positive(int), default=1, help="threads of torch and faiss (default 1)")
+    p.add_argument("--threads", type=_thread_counts, default=(1,), metavar="N[,N...]",
+                   help="threads of torch and faiss; several numbers give a row each, 1,2 for how it scales (default "
+                   "1)")  # fmt: skip
     p.add_argument("--clock", choices=("cpu", "wall"), help="what ratios compare: CPU time of all threads, or wall "
-                   "time (default: cpu with one thread, else wall)")  # fmt: skip
+                   "time (default: cpu on one thread, wall on several)")  # fmt: skip
     p.add_argument("--backend", choices=(*NAMES, "auto"), help="backend of ours (default: BTR_BACKEND, or auto)")
     p.add_argument("--seconds-per-case", type=_positive(float), metavar="S", help="time for all contenders of a case "
                    f"(default {SECONDS}, with --quick {QUICK_SECONDS})")  # fmt: skip
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all results, as they come")
     p.add_argument("--plots", type=Path, metavar="DIR", help="write ratios.png and roofline.png (needs matplotlib)")
     p.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return p
@@ -73,54 +79,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
         p.error(f"--backend: the rows are CPU tensors, and backend {backend!r} takes {' or '.join(devices)} tensors")
 
     keep_freed_memory()
-    with chosen, thread_count(options.threads):
+    with chosen:
+        report = Report(shlex.join([*_program(), *arguments]), environment(options.threads))
         try:
-            report = run(cases, options, shlex.join([*_program(), *arguments]))
+            run(report, cases, options)
         except WrongResult as error:
             print(f"wrong result: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"interrupted after {len(report.results)} rows", file=sys.stderr)
     print(report.markdown() if options.markdown else report.text())
-    if options.json:
-        report.save(options.json)
-    if options.plots:
+    if options.plots and report.results:
         for path in plots.save(report, options.plots):
             print(f"Plot: {path}")
-    return 0
+    return 0 if report.complete else INTERRUPTED
 
 
-def run(cases: Sequence[Case], options: argparse.Namespace, command: str) -> Report:
-    """Measure the cases under the thread count and backend in force."""
-    clock = options.clock or ("cpu" if options.threads == 1 else "wall")
+def run(report: Report, cases: Sequence[Case], options: argparse.Namespace) -> None:
+    """Measure the cases under the backend in force; `report`, and the JSON file if there is one, fill as it goes."""
     seconds = options.seconds_per_case or (QUICK_SECONDS if options.quick else SECONDS)
-    machine = environment(options.threads)
-    report = Report(command, clock, machine)
-    limits = Limits(options.threads, getattr(SYSTEM_CLOCK, clock), QUICK_MATMUL if options.quick else MATMUL)
-    repeat = [*_program(), "--threads", str(options.threads), "--clock", clock]
-    repeat += ["--seconds-per-case", f"{seconds:g}"]
-    if options.backend:
-        repeat += ["--backend", options.backend]
-    settings = Settings(seconds, clock, tuple(repeat), summary(machine))
+    limits, settings = {}, {}
+    for threads in options.threads:
+        clock = options.clock or ("cpu" if threads == 1 else "wall")
+        repeat = [*_program(), "--threads", str(threads), "--clock", clock, "--seconds-per-case", f"{seconds:g}"]
+        repeat += ["--backend", options.backend] if options.backend else []
+        limits[threads] = Limits(threads, getattr(SYSTEM_CLOCK, clock))
+        settings[threads] = Settings(
+            seconds, clock, tuple(repeat), summary({**report.environment, "threads": [threads]})
+        )
+
+    def save(complete: bool = False) -> None:
+        report.complete = complete
+        report.limits = [limit for found in limits.values() for limit in found.measured()]
+        if options.json:
+            report.save(options.json)
+
     # The roofline needs all of main memory's limits, whichever the cases use.
-    for kind in ("read", "write", "copy"):
-        limits.bandwidth(kind)
-    limits.matmul()
+    for threads, found in limits.items():
+        with thread_count(threads):
+            for kind in ("read", "write", "copy"):
+                found.bandwidth(kind)
+            found.arithmetic()
+    save()
     with _progress(len(cases)) as advance:
         for done, case in enumerate(cases, 1):
             advance(case.name, None)
+            lines = []
             try:
-                report.results.append(measure(case, limits, settings))
+                pool = input_pool(case)
+                for threads in options.threads:
+                    with thread_count(threads):
+                        report.results.append(measure(case, limits[threads], settings[threads], pool))
+                    lines.append(progress_line(report.results[-1]))
             except NotImplementedError as error:
                 report.skipped[case.name] = str(error)
-                advance(None, f"[{done}/{len(cases)}] {case.name}: skipped")
-            else:
-                advance(None, f"[{done}/{len(cases)}] {progress_line(report.results[-1])}")
-    report.limits = limits.measured()
-    return report
+                lines.append(f"{case.name}: skipped")
+            save()
+            advance(None, [f"[{done}/{len(cases)}] {line}" for line in lines])
+    # A limit measured while the machine was busy was too low; the better of two tries counts for all rows.
+    for threads, found in limits.items():
+        with thread_count(threads):
+            found.measure_again()
+    for index, result in enumerate(report.results):
+        limit, limit_seconds = limits[result.threads].of(result.case)
+        report.results[index] = replace(result, limit=limit.name, limit_seconds=limit_seconds)
+    save(complete=True)
 
 
 def _program() -> list[str]:
     """The start of a command that repeats a run: the environment variables that change results, and the program."""
-    variables = [f"{name}={os.environ[name]}" for name in ("BTR_ISA", "BTR_BACKEND") if name in os.environ]
+    names = ("BTR_ISA", "BTR_BACKEND", "OMP_WAIT_POLICY")
+    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return [*variables, *PROGRAM.split()]
 
 
@@ -133,10 +162,11 @@ def _select(p: argparse.ArgumentParser, options: argparse.Namespace) -> list[Cas
         case
         for case in CASES
         if (not options.ops or case.operator in options.ops)
+        and (options.suite == "all" or case.targets)
         and (case.name in options.cases if options.cases else case.quick or not options.quick)
     ]
     if not cases:
-        p.error("no row matches --ops and --cases together")
+        p.error("no row matches --ops, --suite and --cases together")
     return cases
 
 
@@ -155,22 +185,38 @@ def _progress(total: int) -> Iterator:
     except ImportError:
         tqdm = None
     if tqdm is None or not sys.stderr.isatty():
+        start = time.monotonic()
+        done = 0
 
-        def advance(starting: str | None, finished: str | None) -> None:
+        def advance(starting: str | None, finished: Sequence[str] | None) -> None:
+            nonlocal done
             if finished:
-                print(finished, file=sys.stderr, flush=True)
+                done += 1
+                left = (time.monotonic() - start) / done * (total - done)
+                print("\n".join(finished), f"({left:.0f} s left)", file=sys.stderr, flush=True)
 
         yield advance
         return
     with tqdm(total=total, file=sys.stderr, unit="case") as bar:
 
-        def advance(starting: str | None, finished: str | None) -> None:
+        def advance(starting: str | None, finished: Sequence[str] | None) -> None:
             if starting:
                 bar.set_postfix_str(starting)
             else:
                 bar.update()
 
         yield advance
+
+
+def _thread_counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1 or len(set(counts)) < len(counts):
+        raise ValueError
+    return counts
+
+
+# argparse names the type in its message.
+_thread_counts.__name__ = "list of thread counts"
 
 
 def _positive(kind: type) -> type:
@@ -180,6 +226,5 @@ def _positive(kind: type) -> type:
             raise ValueError
         return value
 
-    # argparse names the type in its message.
     convert.__name__ = f"positive {kind.__name__}"
     return convert

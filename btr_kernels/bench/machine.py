@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ UNKNOWN_CACHE = 64 * MIB
 BUFFER_CACHES = 4
 #: Times a limit is tried; the best counts, since a limit is what is possible.
 TRIES = 7
+#: What a try moves at least, so that starting threads does not count; the unit that every thread moves.
+PASS_BYTES, BLOCK = 128 * MIB, 4096
+#: Rounds of multiply-adds in a try: milliseconds.
+ROUNDS = 1_000_000
 
 
 def cache_bytes() -> int:
@@ -48,15 +53,16 @@ def instruction_set() -> str | None:
     return _C.isa()
 
 
-def environment(threads: int) -> dict[str, object]:
-    """Everything about this process and machine that a figure depends on."""
+def environment(threads: Sequence[int]) -> dict[str, object]:
+    """Everything about this process and machine that a figure depends on; `threads`: the counts measured."""
     backend = current_backend()
     if backend == "auto":
         backend = "auto (cpu)" if backends()["cpu"].available else "auto (reference)"
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "threads": threads,
+        "threads": list(threads),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "last_level_cache_bytes": cache_bytes(),
         "backend": backend,
         "instruction_set": instruction_set(),
@@ -109,9 +115,10 @@ def keep_freed_memory() -> bool:
 
 @dataclass(frozen=True)
 class Limit:
-    """A measured limit: `rate` in `unit` ("B/s" or "op/s"), and what was run to get it."""
+    """A measured limit: `rate` in `unit` ("B/s" or "op/s") on `threads` threads, and what was run to get it."""
 
     name: str
+    threads: int
     rate: float
     unit: str
     how: str
@@ -124,45 +131,55 @@ class Limits:
     Bandwidths are those of main memory, or for a case that stays in cache of a buffer as large as the case.
     """
 
-    def __init__(self, threads: int, seconds: Callable[[], float] = SYSTEM_CLOCK.cpu, matmul_size: int = 2048):
+    def __init__(self, threads: int, seconds: Callable[[], float] = SYSTEM_CLOCK.cpu):
         self.threads = threads
-        self.matmul_size = matmul_size
         self._seconds = seconds
         self._executor = ThreadPoolExecutor(threads)
         self._measured: dict[str, Limit] = {}
+        self._again: dict[str, Callable[[], Limit]] = {}
 
     def measured(self) -> list[Limit]:
         return list(self._measured.values())
+
+    def measure_again(self) -> None:
+        """Measure every known limit once more and keep the better: a machine that was busy gave too low a limit."""
+        for name, measure in self._again.items():
+            self._measured[name] = max(self._measured[name], measure(), key=lambda limit: limit.rate)
 
     def bandwidth(self, kind: str, case: Case | None = None) -> Limit:
         """Bandwidth "read", "write" or "copy" (bytes read and written) that bounds the case, or of main memory."""
         in_cache = case is not None and case.in_cache
         size = case.bytes.total if in_cache else BUFFER_CACHES * cache_bytes()
-        name = f"{kind}, {size / MIB:.1f} MiB in cache" if in_cache else f"{kind}, main memory"
-        if name not in self._measured:
-            rate, how = self._bandwidth(kind, size)
-            self._measured[name] = Limit(name, rate, "B/s", how)
-        return self._measured[name]
+        return self._limit(
+            f"{kind}, {size / MIB:.1f} MiB in cache" if in_cache else f"{kind}, main memory",
+            "B/s",
+            lambda: self._bandwidth(kind, size),
+        )
 
-    def matmul(self) -> Limit:
-        """Rate of float32 multiply-adds (2 operations each) in a large torch.matmul."""
-        if "matmul" not in self._measured:
-            n = self.matmul_size
-            a, b, out = torch.randn(n, n), torch.randn(n, n), torch.zeros(n, n)
-            seconds = self._best(lambda: torch.matmul(a, b, out=out))
-            how = f"float32 torch.matmul of {n}x{n} matrices"
-            self._measured["matmul"] = Limit("matmul", 2 * n**3 / seconds, "op/s", how)
-        return self._measured["matmul"]
+    def arithmetic(self) -> Limit:
+        """Rate of float32 multiply-adds (2 operations each)."""
+        return self._limit("multiply-adds", "op/s", self._multiply_adds)
 
     def of(self, case: Case) -> tuple[Limit, float]:
         """What bounds the case, and the seconds below which it then cannot come.
 
-        A call takes at least its bytes / bandwidth and its operations / matmul rate, whichever is longer. The second
-        is no law of nature: code that gets around multiply-adds (tables, popcounts) can exceed 100% of it.
+        A call takes at least its bytes / bandwidth and its operations / rate of multiply-adds, whichever is longer.
+        The second is no law of nature: code that gets around multiply-adds (tables, popcounts) can exceed 100% of it.
         """
-        bandwidth, matmul = self.bandwidth(case.limit, case), self.matmul()
-        memory, compute = case.bytes.total / bandwidth.rate, case.operations / matmul.rate
-        return (bandwidth, memory) if memory >= compute else (matmul, compute)
+        bandwidth, arithmetic = self.bandwidth(case.limit, case), self.arithmetic()
+        memory, compute = case.bytes.total / bandwidth.rate, case.operations / arithmetic.rate
+        return (bandwidth, memory) if memory >= compute else (arithmetic, compute)
+
+    def _limit(self, name: str, unit: str, measure: Callable[[], tuple[float, str]]) -> Limit:
+        if name not in self._measured:
+
+            def limit() -> Limit:
+                rate, how = measure()
+                return Limit(name, self.threads, rate, unit, how)
+
+            self._again[name] = limit
+            self._measured[name] = limit()
+        return self._measured[name]
 
     def _best(self, run: Callable[[], object]) -> float:
         run()
@@ -173,36 +190,44 @@ class Limits:
             best = min(best, self._seconds() - start)
         return best
 
-    def _bandwidth(self, kind: str, size: int) -> tuple[float, str]:
-        words = max(size // (8 * self.threads), 1) * 2 * self.threads
-        if kind == "read":
-            x = torch.ones(words)
-            low, high = x.chunk(2)
-            moved, ways = x.nbytes, {"torch.sum": x.sum, "torch.dot": lambda: torch.dot(low, high)}
-        elif kind == "write":
-            # Any value but 0: zeros can be written without being sent to memory.
-            x = torch.ones(words)
-            moved = x.nbytes
-            ways = {"torch.fill_": lambda: x.fill_(2.0), "memset": self._in_slices(ctypes.memset, x, 1)}
-        else:
-            x, y = torch.ones(words // 2), torch.ones(words // 2)
-            moved = 2 * x.nbytes
-            ways = {"torch.copy_": lambda: y.copy_(x), "memmove": self._in_slices(ctypes.memmove, y, x)}
-        seconds = {name: self._best(run) for name, run in ways.items()}
-        how = min(seconds, key=seconds.get)
-        return moved / seconds[how], f"{how} of {moved / MIB:.1f} MiB, best of {', '.join(ways)}"
+    def _on_all_threads(self, run: Callable[[int], object]) -> Callable[[], object]:
+        """A call of `run` for every thread's number (the native loops release the interpreter lock)."""
+        if self.threads == 1:
+            return lambda: run(0)
+        return lambda: list(self._executor.map(run, range(self.threads)))
 
-    def _in_slices(
-        self, function: Callable, destination: torch.Tensor, source: torch.Tensor | int
-    ) -> Callable[[], object]:
-        """A C library call split over the threads (ctypes releases the interpreter lock)."""
-        count = self.threads
-        step = destination.nbytes // count
-        addresses = [destination.data_ptr() + step * k for k in range(count)]
-        if isinstance(source, torch.Tensor):
-            sources = [source.data_ptr() + step * k for k in range(count)]
-        else:
-            sources = [source] * count
-        if count == 1:
-            return lambda: function(addresses[0], sources[0], step)
-        return lambda: list(self._executor.map(function, addresses, sources, [step] * count))
+    def _multiply_adds(self) -> tuple[float, str]:
+        if instruction_set() is None:
+            n = 1024
+            a, b, out = torch.randn(n, n), torch.randn(n, n), torch.zeros(n, n)
+            return 2 * n**3 / self._best(lambda: torch.matmul(a, b, out=out)), f"float32 torch.matmul of {n}x{n}"
+        from .. import _C
+
+        operations = _C.multiply_adds(1) * ROUNDS * self.threads
+        seconds = self._best(self._on_all_threads(lambda _: _C.multiply_adds(ROUNDS)))
+        return operations / seconds, "float32 multiply-adds in registers"
+
+    def _bandwidth(self, kind: str, size: int) -> tuple[float, str]:
+        """The best of the ways to move memory. A copy of `size` bytes reads half of them and writes the other half."""
+        buffers = 2 if kind == "copy" else 1
+        part = max(1, round(size / (buffers * self.threads * BLOCK))) * BLOCK
+        moved = buffers * self.threads * part
+        # Any value but 0: zeros can be written without being sent to memory.
+        x, y = (torch.ones(self.threads * part // 4 + 16) for _ in range(2))
+        if instruction_set() is None:
+            ways = {"read": ("torch.sum", x.sum), "write": ("torch.fill_", lambda: x.fill_(2.0))}
+            name, run = ways.get(kind, ("torch.copy_", lambda: y.copy_(x)))
+            return moved / self._best(run), f"{name} of {moved / MIB:.1f} MiB"
+        from .. import _C
+
+        passes = math.ceil(PASS_BYTES / moved)
+        source, destination = ((t.data_ptr() + 63) // 64 * 64 for t in (x, y))
+
+        def all_passes(way: str) -> Callable[[], object]:
+            return self._on_all_threads(
+                lambda k: _C.memory_passes(way, destination + k * part, source + k * part, part, passes)
+            )
+
+        seconds = {way: self._best(all_passes(way)) for way in _C.memory_ways()[kind]}
+        how = min(seconds, key=seconds.get)
+        return moved * passes / seconds[how], f"{how} of {moved / MIB:.1f} MiB, best of {', '.join(seconds)}"

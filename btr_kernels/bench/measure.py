@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .case import Case, Traffic, nbytes
+from .case import Case, Inputs, Traffic, Verdict, nbytes
 from .machine import Limits, cache_bytes
 from .timing import SYSTEM_CLOCK, Clock, Pool, Timing, alternate, pool_size
 
 #: Of the input generators, so that a repeated run measures the same inputs.
 SEED = 20240131
+#: Sets of inputs that share what stays in cache and differ in the rest.
+FRESH_SETS = 64
+#: Before a sample on several threads: longer than threads of an earlier contender spin for work that does not come.
+SETTLE_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Result:
     """A measured case.
 
     Attributes:
+        threads: how many it ran on.
         clock: "cpu" (time of all threads) or "wall": what `seconds`, ratios, rates and `percent_of_limit` are of.
         sets: how many sets of inputs were rotated through (1: in cache, or one set larger than every cache).
         limit: name of the limit that bounds the case; `limit_seconds` is the time that it allows.
@@ -43,6 +48,7 @@ class Result:
     """
 
     case: Case
+    threads: int
     clock: str
     ours: Time
     baseline: Time
@@ -66,6 +72,20 @@ class Result:
     def vs_baseline(self) -> float:
         """How many times faster than the PyTorch baseline."""
         return self.seconds(self.baseline) / self.seconds(self.ours)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The row's targets, as far as their peers ran. Targets are about one thread."""
+        found = []
+        for target in self.case.targets if self.threads == 1 else ():
+            if not target.peers:
+                value = self.percent_of_limit / 100
+                found.append(Verdict(self.limit, True, value, target.value, target.stretch))
+            elif ran := [name for name in target.peers if name in self.peers]:
+                best = min(ran, key=lambda name: self.seconds(self.peers[name]))
+                value = self.seconds(self.peers[best]) / self.seconds(self.ours)
+                found.append(Verdict(best, False, value, target.value, target.stretch))
+        return found
 
     @property
     def best_peer(self) -> str | None:
@@ -95,6 +115,7 @@ class Result:
         return {
             "name": case.name,
             "operator": case.operator,
+            "threads": self.threads,
             "in_cache": case.in_cache,
             "input_sets": self.sets,
             "bytes": {**Traffic._asdict(case.bytes), "total": case.bytes.total},
@@ -115,6 +136,7 @@ class Result:
             "percent_of_limit": self.percent_of_limit,
             "bytes_per_second": self.bytes_per_second,
             "operations_per_second": self.operations_per_second,
+            "targets": [verdict.as_dict() for verdict in self.verdicts],
             "spread_percent": self.spread,
             "environment": self.environment,
             "command": self.command,
@@ -138,8 +160,8 @@ class Settings:
     environment: str = ""
 
 
-def measure(case: Case, limits: Limits, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> Result:
-    """Check a case on its first set of inputs, then time its contenders against each other.
+def input_pool(case: Case, timed: bool = True) -> Pool[Inputs]:
+    """The sets of inputs that a case rotates through, the first one checked; without timing one is enough.
 
     Raises:
         WrongResult: ours or a peer disagrees with the baseline.
@@ -148,20 +170,43 @@ def measure(case: Case, limits: Limits, settings: Settings, clock: Clock = SYSTE
     generator = torch.Generator().manual_seed(SEED)
     first = case.make_inputs(generator)
     case.verify(first)
+    if not timed:
+        return Pool([first])
+    if case.fresh:
+        return Pool([first, *(case.fresh(first, generator) for _ in range(FRESH_SETS - 1))])
     count = pool_size(nbytes(first), cache_bytes(), case.in_cache)
-    pool = Pool([first, *(case.make_inputs(generator) for _ in range(count - 1))])
-    timings = alternate(case.contenders(), pool, settings.seconds_per_case, clock, warm=case.in_cache)
+    return Pool([first, *(case.make_inputs(generator) for _ in range(count - 1))])
+
+
+def measure(
+    case: Case, limits: Limits, settings: Settings, pool: Pool[Inputs] | None = None, clock: Clock = SYSTEM_CLOCK
+) -> Result:
+    """Time the contenders of a case against each other, on the threads that are in force: those of `limits`.
+
+    `pool` is that of `input_pool`, made here if it is not given, with what that raises.
+    """
+    pool = pool or input_pool(case)
+    several = limits.threads > 1
+    timings = alternate(
+        case.contenders(),
+        pool,
+        settings.seconds_per_case,
+        clock,
+        warm=case.in_cache or several,
+        settle=SETTLE_SECONDS if several else 0.0,
+    )
     limit, limit_seconds = limits.of(case)
     times = {name: Time.of(timing) for name, timing in timings.items()}
     return Result(
         case=case,
+        threads=limits.threads,
         clock=settings.clock,
         ours=times.pop("ours"),
         baseline=times.pop("baseline"),
         peers=times,
         missing=case.missing_peers(),
         rounds=len(timings["ours"].wall),
-        sets=count,
+        sets=len(pool),
         limit=limit.name,
         limit_seconds=limit_seconds,
         command=shlex.join((*settings.command, "--cases", case.name)),

@@ -1,11 +1,14 @@
 """The strongest other implementations at hand, each as a user who knows the library would call it.
 
 They write into buffers that the case allocated wherever the library allows it, and work that can be done ahead
-(unpacking the operands of a matmul, building an index) is done ahead, outside of the measurement.
+(unpacking the operands of a matmul, building an index, sorting tokens by slot) is done ahead, outside of the
+measurement. Each uses the threads that torch is told to use; NumPy has one.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,7 +21,8 @@ from .case import Inputs, Peer
 
 
 def _packbits(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.numpy(), axis=-1, bitorder="little"))
+    # One long row is faster than many short ones, and the same where d is a multiple of 8.
+    return torch.from_numpy(np.packbits(mask.numpy().reshape(-1), bitorder="little")).view(len(mask), -1)
 
 
 def _numpy_pack(i: Inputs) -> Tensor:
@@ -30,8 +34,15 @@ def _torch_pack(i: Inputs) -> Tensor:
     return _packbits(torch.ge(i.x, 0, out=i.mask))
 
 
+def _integer_pack(i: Inputs) -> Tensor:
+    """Sign bits of 16-bit floats, faster than any comparison of them; wrong for NaN and -0, which the inputs lack."""
+    np.greater_equal(i.x.view(torch.int16).numpy(), 0, out=i.mask.numpy())
+    return _packbits(i.mask)
+
+
 numpy_pack = Peer(_numpy_pack)
 torch_pack = Peer(_torch_pack)
+integer_pack = Peer(_integer_pack)
 
 
 def _numpy_unpack(i: Inputs) -> Tensor:
@@ -46,11 +57,21 @@ def _table_unpack(i: Inputs) -> Tensor:
     """One gathered row of 8 signs a byte."""
     i.byte.copy_(i.bits.view(-1))
     torch.index_select(i.signs_of_byte, 0, i.byte, out=i.out.view(-1, 8))
-    return i.out.mul_(i.scale)
+    return i.out.mul_(i.scale_of_dtype)
+
+
+def _take_unpack(i: Inputs) -> Tensor:
+    """The same with NumPy, which needs no index of its own type; 16-bit floats are moved as integers."""
+    table, out = i.signs_of_byte, i.out.view(-1, 8)
+    if out.dtype != torch.float32:
+        table, out = table.view(torch.int16), out.view(torch.int16)
+    np.take(table.numpy(), i.bits.view(-1).numpy(), axis=0, out=out.numpy(), mode="clip")
+    return i.out.mul_(i.scale_of_dtype)
 
 
 numpy_unpack = Peer(_numpy_unpack)
 table_unpack = Peer(_table_unpack)
+take_unpack = Peer(_take_unpack)
 
 
 # --- binarization
@@ -89,8 +110,11 @@ eager_straight_through = Peer(_eager_straight_through)
 # --- projection
 
 
-def _unpacked_matmul(i: Inputs) -> Tensor:
-    return torch.matmul(i.x, i.weight.t(), out=i.out)
+def _unpacked_matmul(i: Inputs) -> Tensor | None:
+    """In float32, also for 16-bit weights, whose own matmul is far slower on CPUs without instructions for it; then
+    the rounding of the result is left out."""
+    product = torch.matmul(i.x, i.weight_float32.t(), out=i.out_float32)
+    return product if i.out.dtype == torch.float32 else None
 
 
 unpacked_matmul = Peer(_unpacked_matmul)
@@ -108,15 +132,36 @@ def _faiss_hammings(i: Inputs) -> Tensor:
     return i.out
 
 
-def _numkong_hammings(i: Inputs) -> Tensor:
+def _numkong_distances(i: Inputs) -> Tensor:
+    """numkong has no threads of its own: ranges of rows, from as many Python threads as torch would use."""
     import numkong
 
-    numkong.hammings_packed(i.a.numpy(), i.packed_b, out=i.numkong_out)
+    a, m, threads = i.a.numpy(), i.a.shape[0], torch.get_num_threads()
+    if threads == 1:
+        numkong.hammings_packed(a, i.packed_b, out=i.numkong_out)
+    else:
+        bounds = [m * k // threads for k in range(threads + 1)]
+
+        def part(begin: int, end: int) -> None:
+            numkong.hammings_packed(a, i.packed_b, out=i.numkong_out, start_row=begin, end_row=end)
+
+        list(_executor(threads).map(part, bounds[:-1], bounds[1:]))
     return torch.from_numpy(np.asarray(i.numkong_out).view(np.int32))
 
 
+@lru_cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _numkong_search(i: Inputs) -> Tensor:
+    """Distances only are compared: torch orders ties differently."""
+    torch.topk(_numkong_distances(i), i.k, largest=False, out=(i.values, i.indices))
+    return i.values
+
+
 def numkong_buffers(b: Tensor, m: int) -> dict[str, object]:
-    """What `numkong_hammings` needs beside the codes: b in numkong's layout, and an output."""
+    """What the peers of numkong need beside the codes: b in numkong's layout, and an output."""
     if find_spec("numkong") is None:
         return {}
     import numkong
@@ -133,7 +178,8 @@ def _unpacked_mm(i: Inputs) -> None:
 
 
 faiss_hammings = Peer(_faiss_hammings, module="faiss", package="faiss-cpu")
-numkong_hammings = Peer(_numkong_hammings, module="numkong")
+numkong_hammings = Peer(_numkong_distances, module="numkong")
+numkong_search = Peer(_numkong_search, module="numkong")
 unpacked_mm = Peer(_unpacked_mm)
 
 
@@ -168,15 +214,33 @@ bmm_and_max = Peer(_bmm_and_max)
 # --- merging
 
 
+def _sums(i: Inputs, x: Tensor) -> Tensor:
+    return i.sums.zero_().index_add_(0, i.row, x)
+
+
+def _bag(i: Inputs, x: Tensor, mode: str) -> Tensor:
+    return torch.nn.functional.embedding_bag(i.order, x, i.start, mode=mode)
+
+
 def _index_add_signs(i: Inputs) -> None:
     """Only the votes; turning them into packed bits is left out."""
-    i.sums.zero_().index_add_(0, i.rows, i.signs)
+    _sums(i, i.x)
+
+
+def _bag_of_signs(i: Inputs) -> None:
+    """Only the votes, of tokens that are sorted by slot ahead."""
+    _bag(i, i.x, "sum")
 
 
 def _index_add_mean(i: Inputs) -> Tensor:
-    sums = i.sums.zero_().index_add_(0, i.rows, i.x.flatten(0, 1))
-    return sums.div_(i.sizes).view(i.x.shape[0], -1, i.x.shape[-1])
+    return _sums(i, i.x.flatten(0, 1)).div_(i.sizes).view(i.x.shape[0], -1, i.x.shape[-1])
+
+
+def _bag_of_means(i: Inputs) -> Tensor:
+    return _bag(i, i.x.flatten(0, 1), "mean").view(i.x.shape[0], -1, i.x.shape[-1])
 
 
 index_add_signs = Peer(_index_add_signs)
+bag_of_signs = Peer(_bag_of_signs)
 index_add_mean = Peer(_index_add_mean)
+bag_of_means = Peer(_bag_of_means)

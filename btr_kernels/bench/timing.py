@@ -18,6 +18,8 @@ MIN_ROUNDS = 5
 MAX_ROUNDS = 500
 #: A sample repeats short calls until it lasts this long, so that reading two clocks does not count.
 SAMPLE_SECONDS = 500e-6
+#: A call longer than this needs no second one to tell that a sample is one call.
+LONG_SECONDS = 20 * SAMPLE_SECONDS
 #: Between two uses of an input by one contender the others work on other inputs, but may touch only the half of a
 #: set that they need; with this many caches' worth of inputs everything has left the cache when its turn comes again.
 POOL_CACHES = 4
@@ -29,6 +31,7 @@ class Clock:
 
     wall: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.process_time
+    sleep: Callable[[float], object] = time.sleep
 
 
 SYSTEM_CLOCK = Clock()
@@ -81,6 +84,7 @@ def alternate(
     clock: Clock = SYSTEM_CLOCK,
     *,
     warm: bool = False,
+    settle: float = 0.0,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
 ) -> dict[str, Timing]:
@@ -91,7 +95,10 @@ def alternate(
         pool: where every call takes its inputs from.
         seconds: when to stop, unless `min_rounds` or `max_rounds` say otherwise.
         clock: what tells the time.
-        warm: call once before every sample, untimed, since the other contenders have used the cache meanwhile.
+        warm: call once before every sample, untimed, since the other contenders have used the cache meanwhile, or
+            since threads have to wake up.
+        settle: seconds to sleep before that: OpenMP's threads spin for a while after a call, at the expense of
+            a contender that has threads of its own.
         min_rounds, max_rounds: bounds on the number of rounds.
 
     Returns:
@@ -107,6 +114,8 @@ def alternate(
             if done >= max_rounds or (done >= min_rounds and clock.wall() - start >= seconds):
                 return timings
             for name in order:
+                if settle:
+                    clock.sleep(settle)
                 if warm:
                     contenders[name](pool.next())
                 wall, cpu = _sample(contenders[name], pool, repeats[name], clock)
@@ -134,7 +143,9 @@ def _sample(run: Callable[[T], object], pool: Pool[T], repeats: int, clock: Cloc
 
 def _repeats(run: Callable[[T], object], pool: Pool[T], clock: Clock) -> int:
     """Warm up, and how often a sample calls: never a second time on a set that may still be in cache."""
-    run(pool.next())
+    wall, _ = _sample(run, pool, 1, clock)
+    if wall > LONG_SECONDS:
+        return 1
     wall, _ = _sample(run, pool, 1, clock)
     enough = max(1, math.ceil(SAMPLE_SECONDS / max(wall, 1e-9)))
     return enough if len(pool) == 1 else min(enough, len(pool))

@@ -104,3 +104,28 @@ def test_environment_variable_with_an_unknown_instruction_set_is_an_error():
     )
     assert run.returncode == 1
     assert "ValueError: BTR_ISA: expected an instruction set that runs here" in run.stderr
+
+
+def test_memory_loops_move_what_they_say():
+    n = 4096
+    for kind, ways in _C.memory_ways().items():
+        for way in ways:
+            buffers = np.zeros((2, 2 * n + 64), np.uint8)
+            source, destination = (row[-row.ctypes.data % 64 :] for row in buffers)
+            source[:] = 7
+            _C.memory_passes(way, destination.ctypes.data, source.ctypes.data, n, 2)
+            assert np.all(destination[:n] == {"read": 0, "write": 1, "copy": 7}[kind]), way
+            assert np.all(destination[n:] == 0) and np.all(source == 7), way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("nothing", 0, 0, 0, 1), "memory_ways"), (("memset", 0, 0, 100, 1), "4096"), (("memset", 8, 0, 0, 1), "64")],
+)
+def test_memory_loops_refuse_what_they_cannot_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _C.memory_passes(*arguments)
+
+
+def test_multiply_adds_count_operations():
+    assert _C.multiply_adds(20) == 20 * _C.multiply_adds(1) > 0

@@ -21,6 +21,8 @@ def tables(tmp_path, monkeypatch):
     module = load("benchmarks/readme_tables.py")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "SHORTFALLS", tmp_path / "shortfalls.json")
+    monkeypatch.setattr(module, "PAGES", ("README.md",))
     (tmp_path / "results").mkdir()
     return module
 
@@ -50,6 +52,76 @@ def test_table_is_filled_from_its_result_file(tables, tmp_path, monkeypatch):
 
 def test_a_table_without_results_says_so(tables):
     assert tables.table("nothing.json") == "Not measured.\n"
+
+
+def verdict(value, target=2.0):
+    short = max(0.0, 100 * (1 - value / target))
+    return {
+        "against": "peer", "of_limit": False, "value": value, "target": target, "stretch": 3.0,
+        "met": value >= target, "short_percent": short,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def kernels(tables, tmp_path, monkeypatch):
+    """Writes a page, a result with these verdicts and the explanations; gives what the program returns."""
+
+    def run(targets: dict, why: dict, *options: str, complete: bool = True):
+        results = [
+            {
+                "name": name, "threads": threads, "clock": "cpu", "seconds": {"ours": {"cpu": 1e-3}},
+                "ratio_to_baseline": 5.0, "ratio_to_best_peer": None, "percent_of_limit": 50.0, "spread_percent": 1.0,
+                "scaling_percent": 90.0 if threads > 1 else None, "targets": verdicts if threads == 1 else [],
+            }
+            for name, verdicts in targets.items()
+            for threads in (1, 2)
+        ]  # fmt: skip
+        environment = {**tables_environment, "threads": [1, 2]}
+        report = {
+            "format": tables.FORMAT, "complete": complete, "command": "run", "environment": environment, "limits": [],
+            "results": results,
+        }  # fmt: skip
+        (tmp_path / "results" / "k.json").write_text(json.dumps(report))
+        (tmp_path / "shortfalls.json").write_text(json.dumps(why))
+        (tmp_path / "README.md").write_text(
+            "<!-- table: k.json -->\n<!-- end -->\n<!-- targets: k.json -->\n<!-- end -->\n"
+        )
+        monkeypatch.setattr("sys.argv", ["readme_tables.py", *options])
+        return tables.main(), (tmp_path / "README.md").read_text()
+
+    return run
+
+
+tables_environment = {
+    "cpu": "a cpu", "backend": "auto", "instruction_set": "avx2", "torch_instruction_set": "AVX2",
+    "omp_wait_policy": None, "btr_kernels": "1", "torch": "2", "numpy": "2", "faiss_cpu": None, "numkong": None,
+}  # fmt: skip
+
+
+def test_targets_say_what_stands_in_the_way(kernels):
+    targets = {"a": [verdict(2.5)], "b": [verdict(3.5), verdict(1.5)], "c": []}
+    code, text = kernels(targets, {"b": "the bandwidth of the cache"})
+    assert code == 0
+    assert "2 of 3 met, 1 of them at the stretch." in text
+    assert "| a | peer | 2.50x | 2.00x | 3.00x | met |  |" in text
+    assert "| b | peer | 3.50x | 2.00x | 3.00x | stretch met |  |" in text
+    assert "| b | peer | 1.50x | 2.00x | 3.00x | short by 25% | the bandwidth of the cache |" in text
+    assert "| c | 1.00 ms | 5.00x | - | 50% | 1% | 1.00 ms | 90% |" in text
+
+
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [({}, "does not explain: b"), ({"b": "x", "a": "y"}, "no missed target: a"), ({"b": "x", "z": "y"}, "target: z")],
+)
+def test_missed_targets_and_explanations_belong_together(kernels, capsys, why, message):
+    for options in ((), ("--check",)):
+        assert kernels({"a": [verdict(2.5)], "b": [verdict(1.5)]}, why, *options)[0] == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_run_makes_no_table(kernels, capsys):
+    assert kernels({"a": []}, {}, complete=False)[0] == 1
+    assert "k.json: expected a complete result" in capsys.readouterr().err
 
 
 def test_every_command_and_example_is_run_but_what_ci_runs_itself():

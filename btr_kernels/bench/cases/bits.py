@@ -1,0 +1,191 @@
+"""Rows of packing, unpacking and binarization. All are bound by bandwidth; an in-cache row by that of its cache."""
+
+from __future__ import annotations
+
+import torch
+
+from ... import binarize, pack_bits, reference, sign_scale, unpack_bits
+from .. import peers
+from ..case import Case, Inputs, Target, Traffic
+from .common import (
+    BASE,
+    BF16,
+    CLAMP,
+    EPS,
+    F16,
+    F32,
+    LARGE,
+    ROUNDING,
+    Generator,
+    codes,
+    dtype_name,
+    normal,
+    scale,
+    title,
+)
+
+#: Larger than cache: a part of the measured bandwidth.
+BANDWIDTH = Target(0.85, 0.95)
+
+
+def pack(dtype: torch.dtype, rows: int, d: int = BASE, in_cache: bool = False, quick: bool = False) -> Case:
+    def make(g: Generator) -> Inputs:
+        return Inputs(
+            x=normal(g, rows, d, dtype=dtype),
+            out=torch.zeros(rows, d // 8, dtype=torch.uint8),
+            mask=torch.zeros(rows, d, dtype=torch.bool),
+        )
+
+    others = {"numpy.packbits(torch.ge)": peers.torch_pack}
+    if dtype == F32:
+        others["numpy.packbits(x >= 0)"] = peers.numpy_pack
+        same_meaning = ("numpy.packbits(x >= 0)",)
+    else:
+        others["numpy.packbits(int16 >= 0)"] = peers.integer_pack
+        same_meaning = ("numpy.packbits(torch.ge)",)
+    ratio = Target(10, 13, same_meaning) if in_cache else Target(2.5, 3.5, same_meaning)
+    return Case(
+        title("pack_bits", dtype_name(dtype), f"{rows}x{d}", in_cache),
+        "pack_bits",
+        make,
+        ours=lambda i: pack_bits(i.x, out=i.out),
+        baseline=lambda i: reference.pack_bits(i.x),
+        peers=others,
+        bytes=Traffic(rows * d * dtype.itemsize, rows * d // 8),
+        operations=rows * d,
+        limit="read",
+        in_cache=in_cache,
+        targets=(ratio,) if in_cache else (ratio, BANDWIDTH) if dtype == F32 else (BANDWIDTH,),
+        quick=quick,
+    )
+
+
+def unpack(dtype: torch.dtype, rows: int, d: int = BASE, in_cache: bool = False, quick: bool = False) -> Case:
+    signs_of_byte = reference.signs(torch.arange(256, dtype=torch.uint8)[:, None], 8).to(dtype)
+
+    def make(g: Generator) -> Inputs:
+        factors = scale(g, d)
+        return Inputs(
+            bits=codes(g, rows, d // 8),
+            scale=factors,
+            scale_of_dtype=factors.to(dtype),
+            twice_scale=2 * factors,
+            signs_of_byte=signs_of_byte,
+            byte=torch.zeros(rows * d // 8, dtype=torch.int32),
+            out=torch.zeros(rows, d, dtype=dtype),
+        )
+
+    others = {"torch.index_select of bytes": peers.table_unpack, "numpy.take of bytes": peers.take_unpack}
+    if dtype == F32:
+        others["numpy.unpackbits"] = peers.numpy_unpack
+    return Case(
+        title("unpack_bits", f"scaled {dtype_name(dtype)}", f"{rows}x{d}", in_cache),
+        "unpack_bits",
+        make,
+        ours=lambda i: unpack_bits(i.bits, d, i.scale, dtype=dtype, out=i.out),
+        baseline=lambda i: reference.unpack_bits(i.bits, d, i.scale, None, None, dtype),
+        peers=others,
+        bytes=Traffic(rows * d // 8, rows * d * dtype.itemsize),
+        operations=rows * d,
+        limit="write",
+        in_cache=in_cache,
+        targets=(Target(5, 8, tuple(others)),) if in_cache else (BANDWIDTH,),
+        quick=quick,
+    )
+
+
+def binarize_norm(norm: str, rows: int, d: int = BASE, quick: bool = False) -> Case:
+    def make(g: Generator) -> Inputs:
+        # Off-centre, so that a layer norm that forgot the mean is noticed.
+        x = normal(g, rows, d).add_(0.1)
+        return Inputs(x=x, mask=torch.zeros(rows, d, dtype=torch.bool), eps=EPS)
+
+    peer = {
+        "rms": {"packbits(torch.ge) + vector_norm": peers.pack_with_rms},
+        "layer": {"native_layer_norm + packbits": peers.layer_norm_pack},
+    }[norm]
+    return Case(
+        title("binarize", f"{norm} with magnitude", f"{rows}x{d}"),
+        "binarize",
+        make,
+        ours=lambda i: binarize(i.x, norm, EPS, return_magnitude=True),
+        baseline=lambda i: reference.binarize(i.x, norm, EPS, True),
+        peers=peer,
+        bytes=Traffic(rows * d * F32.itemsize, rows * (d // 8 + F32.itemsize)),
+        # Compare, square, add; the layer norm also sums and subtracts the mean.
+        operations=rows * d * (5 if norm == "layer" else 3),
+        limit="read",
+        tolerance=ROUNDING,
+        targets=(Target(0.75, 0.9),) if norm == "rms" else (),
+        quick=quick,
+    )
+
+
+def sign_scale_forward(rows: int, d: int = BASE, quick: bool = False) -> Case:
+    def make(g: Generator) -> Inputs:
+        return Inputs(x=normal(g, rows, d), scale=scale(g, d), out=torch.zeros(rows, d))
+
+    return Case(
+        title("sign_scale", "forward", f"{rows}x{d}"),
+        "sign_scale",
+        make,
+        ours=lambda i: sign_scale(i.x, i.scale),
+        baseline=lambda i: reference.sign_scale(i.x, i.scale, "none", EPS, "ste", CLAMP),
+        peers={"torch.copysign": peers.copysign},
+        bytes=Traffic(rows * d * F32.itemsize, rows * d * F32.itemsize),
+        operations=2 * rows * d,
+        limit="copy",
+        quick=quick,
+    )
+
+
+def sign_scale_training(rows: int, d: int = BASE, quick: bool = False) -> Case:
+    def make(g: Generator) -> Inputs:
+        return Inputs(
+            x=normal(g, rows, d).requires_grad_(),
+            scale=scale(g, d).requires_grad_(),
+            grad=normal(g, rows, d),
+            eps=EPS,
+            clamp=CLAMP,
+        )
+
+    def ours(i: Inputs) -> tuple[torch.Tensor, ...]:
+        y = sign_scale(i.x, i.scale, "rms", EPS, clamp=CLAMP)
+        return y.detach(), *torch.autograd.grad(y, (i.x, i.scale), i.grad)
+
+    def baseline(i: Inputs) -> tuple[torch.Tensor, ...]:
+        x, factors = i.x.detach(), i.scale.detach()
+        y = reference.sign_scale(x, factors, "rms", EPS, "ste", CLAMP)
+        return y, *reference.sign_scale_backward(i.grad, x, factors, "rms", EPS, "ste", CLAMP)
+
+    size = rows * d * F32.itemsize
+    return Case(
+        title("sign_scale", "rms forward + backward", f"{rows}x{d}"),
+        "sign_scale",
+        make,
+        ours=ours,
+        baseline=baseline,
+        peers={"torch autograd of clamp": peers.eager_straight_through},
+        # Forward x -> y; backward grad, x -> grad of x.
+        bytes=Traffic(3 * size, 2 * size),
+        # Forward 2; backward: square and sum 2, normalise 1, window 3, two sums 4, Jacobian 3.
+        operations=15 * rows * d,
+        limit="copy",
+        tolerance=ROUNDING,
+        quick=quick,
+    )
+
+
+CASES: tuple[Case, ...] = (
+    *(pack(dtype, 512, in_cache=True, quick=dtype == F32) for dtype in (F32, F16, BF16)),
+    *(pack(dtype, 40960, quick=dtype == F32) for dtype in (F32, F16, BF16)),
+    pack(F32, 40 * 200, LARGE),
+    *(unpack(dtype, 512, in_cache=True, quick=dtype == F32) for dtype in (F32, F16, BF16)),
+    *(unpack(dtype, 40960, quick=dtype == F32) for dtype in (F32, F16, BF16)),
+    unpack(F32, 40 * 200, LARGE),
+    binarize_norm("rms", 40 * 200, quick=True),
+    binarize_norm("rms", 40 * 200, LARGE),
+    binarize_norm("layer", 40 * 200, quick=True),
+    sign_scale_forward(40 * 200, quick=True),
+    sign_scale_training(10 * 128, quick=True),
+)

@@ -1,0 +1,152 @@
+"""Rows of the projection of packed tokens and of preparing its weight.
+
+The peer of the targets is float32 `torch.matmul` on tokens that are already unpacked and scaled. A prepared weight is
+made outside of the measurement; what that costs are rows of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ... import prepare_weight, reference, unpack_matmul
+from .. import peers
+from ..case import Case, Inputs, Target, Traffic
+from .common import BASE, BF16, F16, F32, LARGE, ROUNDING, Generator, codes, dtype_name, normal, scale, title
+
+Form = Literal["plain", "exact", "fast", "int8"]
+
+#: What `prepare_weight` promises for each precision, and what rounding a result to 16 bits adds.
+TOLERANCE = {"plain": ROUNDING, "exact": ROUNDING, "fast": 1e-3, "int8": 1.2e-2}
+ROUNDING_OF = {F32: 0.0, F16: 1e-3, BF16: 8e-3}
+
+UNPACKED = "torch.matmul, unpacked"
+
+
+def _targets(m: int, form: Form, dtype: torch.dtype) -> tuple[Target, ...]:
+    if dtype != F32:
+        return ()
+    if form == "exact":
+        value = (1.5, 2.5) if m == 1 else (2.4, 3.0) if 64 <= m <= 512 else (3.2, 4.0) if m >= 2048 else None
+    elif form == "fast":
+        value = (4.5, 6.0) if 64 <= m <= 512 else (5.5, 7.0) if m >= 4096 else None
+    else:
+        value = None
+    return (Target(*value, (UNPACKED,)),) if value else ()
+
+
+def matmul(
+    m: int,
+    n: int,
+    d: int,
+    form: Form,
+    dtype: torch.dtype = F32,
+    fresh_tokens: bool = False,
+    quick: bool = False,
+) -> Case:
+    """`form`: "plain" (the weight as it is, with a scale), or the precision of a prepared weight.
+
+    `fresh_tokens`: the weight and the output stay in cache, the tokens of every call are new. Otherwise the weight
+    is new too, read from main memory.
+    """
+
+    def tokens(g: Generator, factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        bits = codes(g, m, d // 8)
+        return {"bits": bits, "x": reference.signs(bits, d).mul_(factors)}
+
+    def make(g: Generator) -> Inputs:
+        weight, factors = normal(g, n, d, dtype=dtype), scale(g, d)
+        return Inputs(
+            **tokens(g, factors),
+            weight=weight,
+            weight_float32=weight.float(),
+            scale=factors,
+            prepared=None if form == "plain" else prepare_weight(weight, factors, form),
+            out=torch.zeros(m, n, dtype=dtype),
+            out_float32=torch.zeros(m, n),
+        )
+
+    def ours(i: Inputs) -> torch.Tensor:
+        if i.prepared is None:
+            return unpack_matmul(i.bits, i.weight, i.scale, out=i.out)
+        return unpack_matmul(i.bits, i.prepared, out=i.out)
+
+    def baseline(i: Inputs) -> torch.Tensor:
+        x = reference.unpack_bits(i.bits, d, i.scale, None, None, F32)
+        return torch.matmul(x, i.weight.float().t()).to(dtype)
+
+    what = form if dtype == F32 else f"{form} {dtype_name(dtype)}"
+    size = f"M={m} {d}->{n}" + (" fresh tokens, weight in cache" if fresh_tokens else "")
+    weight_bytes = n * d * (1 if form == "int8" else dtype.itemsize)
+    return Case(
+        title("unpack_matmul", what, size),
+        "unpack_matmul",
+        make,
+        ours=ours,
+        baseline=baseline,
+        peers={UNPACKED: peers.unpacked_matmul},
+        bytes=Traffic(m * d // 8 + weight_bytes, m * n * dtype.itemsize),
+        operations=2 * m * n * d,
+        limit="write" if m * n > n * d else "read",
+        tolerance=TOLERANCE[form] + ROUNDING_OF[dtype],
+        in_cache=fresh_tokens,
+        fresh=(lambda first, g: Inputs(**{**vars(first), **tokens(g, first.scale)})) if fresh_tokens else None,
+        targets=_targets(m, form, dtype),
+        quick=quick,
+    )
+
+
+def prepare(n: int, d: int, precision: str, quick: bool = False) -> Case:
+    """What making a prepared weight costs, against folding the scale in alone."""
+
+    def make(g: Generator) -> Inputs:
+        return Inputs(weight=normal(g, n, d), scale=scale(g, d), out=torch.zeros(n, d))
+
+    def ours(i: Inputs) -> None:
+        """No result to compare: the layout is private, and the rows of `unpack_matmul` check what it gives."""
+        prepare_weight(i.weight, i.scale, precision)
+
+    def baseline(i: Inputs) -> None:
+        torch.mul(i.weight, i.scale, out=i.out)
+
+    weight_bytes = n * d * F32.itemsize
+    return Case(
+        title("prepare_weight", precision, f"{d}->{n}"),
+        "prepare_weight",
+        make,
+        ours=ours,
+        baseline=baseline,
+        peers={},
+        bytes=Traffic(weight_bytes, weight_bytes // (4 if precision == "int8" else 1)),
+        operations=n * d,
+        limit="copy",
+        quick=quick,
+    )
+
+
+BASE_SHAPES, LARGE_SHAPES = ((768, BASE), (2048, BASE)), ((1024, LARGE), (2816, LARGE))
+
+CASES: tuple[Case, ...] = (
+    *(
+        matmul(1, n, d, "exact", fresh_tokens=fresh, quick=n == 768)
+        for n, d in (*BASE_SHAPES, *LARGE_SHAPES)
+        for fresh in (True, False)
+    ),
+    *(
+        matmul(m, n, d, "exact", quick=(m, n) in ((64, 768), (2048, 768)))
+        for n, d in BASE_SHAPES
+        for m in (64, 512, 1280, 2048, 4096, 8192)
+    ),
+    *(matmul(m, n, d, "exact", quick=(m, n) == (512, 1024)) for n, d in LARGE_SHAPES for m in (64, 512, 4096)),
+    *(
+        matmul(m, n, d, "fast", quick=(m, n) in ((512, 768), (4096, 768)))
+        for n, d in BASE_SHAPES
+        for m in (64, 512, 4096, 8192)
+    ),
+    *(matmul(m, n, d, "fast") for n, d in LARGE_SHAPES for m in (512, 4096)),
+    *(matmul(m, 2048, BASE, "int8", quick=m == 64) for m in (1, 64, 512, 4096)),
+    *(matmul(m, 2048, BASE, "exact", dtype) for dtype in (F16, BF16) for m in (1, 512)),
+    *(matmul(m, 768, BASE, "plain", quick=m == 512) for m in (1, 64, 512)),
+    *(prepare(2048, BASE, precision, quick=precision == "exact") for precision in ("exact", "fast", "int8")),
+)
