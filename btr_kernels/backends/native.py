@@ -113,6 +113,13 @@ def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     )
 
 
+def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:
+    sizes = None if sizes is None else sizes.contiguous()
+    torch.ops.btr_native.merge_tokens_backward(
+        grad.contiguous(), slot.contiguous(), sizes, new_sizes.contiguous(), _long(cu_in), _long(cu_out), grad_x
+    )
+
+
 CALLS = {
     function.__name__[1:]: function
     for function in (
@@ -128,5 +135,6 @@ CALLS = {
         _match_tokens,
         _merge_bits,
         _merge_tokens,
+        _merge_tokens_backward,
     )
 }

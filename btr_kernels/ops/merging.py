@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,29 @@ define(
 )
 
 
+def _plan(
+    name: str,
+    shape: Sequence[int],
+    device: torch.device,
+    batch: int,
+    slot: Tensor,
+    sizes: Tensor | None,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
+) -> None:
+    """Check what tells the row of each token; `shape` is that of `name` without the last dimension."""
+    checks.has_dtype("plan.slot", slot, (torch.int32,))
+    checks.has_shape("plan.slot", slot, shape, f"of {name} without the last dimension")
+    checks.on_device("plan.slot", slot, device)
+    if sizes is not None:
+        checks.has_dtype("sizes", sizes, (torch.int32,))
+        checks.has_shape("sizes", sizes, shape, f"of {name} without the last dimension")
+        checks.on_device("sizes", sizes, device)
+    if (cu_in is None) != (cu_out is None):
+        raise ValueError("plan: expected both the old and the new cu_seqlens or neither, got one")
+    checks.integers("plan.cu_seqlens", cu_out, (batch + 1,), "(B + 1,)", device)
+
+
 def _merge(
     name: str,
     tokens: Tensor,
@@ -74,16 +99,7 @@ def _merge(
     cu_out: Tensor | None,
 ) -> list[Result]:
     batch = _passages(tokens, name, cu_in)
-    checks.has_dtype("plan.slot", slot, (torch.int32,))
-    checks.has_shape("plan.slot", slot, tokens.shape[:-1], f"of {name} without the last dimension")
-    checks.on_device("plan.slot", slot, tokens.device)
-    if sizes is not None:
-        checks.has_dtype("sizes", sizes, (torch.int32,))
-        checks.has_shape("sizes", sizes, tokens.shape[:-1], f"of {name} without the last dimension")
-        checks.on_device("sizes", sizes, tokens.device)
-    if (cu_in is None) != (cu_out is None):
-        raise ValueError("plan: expected both the old and the new cu_seqlens or neither, got one")
-    checks.integers("plan.cu_seqlens", cu_out, (batch + 1,), "(B + 1,)", tokens.device)
+    _plan(name, tokens.shape[:-1], tokens.device, batch, slot, sizes, cu_in, cu_out)
     checks.is_int("rows", rows, 0)
     shape = (rows,) if cu_in is not None else (batch, rows)
     return [Result((*shape, tokens.shape[-1]), tokens.dtype), Result(shape, torch.int32)]
@@ -125,6 +141,45 @@ define("merge_bits", f"Tensor bits, {_MERGE}", _merge_bits, results=2, check_val
 define("merge_tokens", f"Tensor x, {_MERGE}", _merge_tokens, results=2, check_values=_check_merge_values)
 
 
+def _merge_tokens_backward(
+    grad: Tensor,
+    slot: Tensor,
+    sizes: Tensor | None,
+    new_sizes: Tensor,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
+) -> list[Result]:
+    checks.floats("grad", grad)
+    batch = _passages(grad, "grad", cu_in)
+    checks.is_tensor("plan.slot", slot)
+    checks.has_dims("plan.slot", slot, grad.dim() - 1, "of the tokens without the last dimension")
+    shape = slot.shape if cu_in is not None else (batch, slot.shape[1])
+    _plan("the tokens", shape, grad.device, batch, slot, sizes, cu_in, cu_out)
+    checks.has_dtype("new_sizes", new_sizes, (torch.int32,))
+    checks.has_shape("new_sizes", new_sizes, grad.shape[:-1], "of grad without the last dimension")
+    checks.on_device("new_sizes", new_sizes, grad.device)
+    return [Result((*slot.shape, grad.shape[-1]), grad.dtype)]
+
+
+def _check_backward_values(
+    grad: Tensor,
+    slot: Tensor,
+    sizes: Tensor | None,
+    new_sizes: Tensor,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
+) -> None:
+    _check_merge_values(slot, slot, sizes, grad.shape[-2], cu_in, cu_out)
+
+
+define(
+    "merge_tokens_backward",
+    "Tensor grad, Tensor slot, Tensor? sizes, Tensor new_sizes, Tensor? cu_in, Tensor? cu_out",
+    _merge_tokens_backward,
+    check_values=_check_backward_values,
+)
+
+
 def _merge_tokens_context(ctx, inputs, output) -> None:
     _, slot, sizes, _, cu_in, cu_out = inputs
     _, new_sizes = output
@@ -133,24 +188,23 @@ def _merge_tokens_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(slot, sizes, new_sizes, cu_in, cu_out)
 
 
-def _merge_tokens_backward(ctx, grad, _):
-    slot, sizes, new_sizes, cu_in, cu_out = ctx.saved_tensors
-    if grad is None:
-        return (None,) * 6
-    row = slot.clamp(min=0).long()
-    if cu_in is None:
-        row = row + torch.arange(slot.shape[0], device=slot.device).unsqueeze(-1) * grad.shape[1]
-    else:
-        token = torch.arange(slot.shape[0], device=slot.device)
-        row = row + cu_out.long()[torch.searchsorted(cu_in[1:].long(), token, right=True)]
-    share = (slot >= 0).float() if sizes is None else sizes.float() * (slot >= 0)
-    # A token without a slot may point anywhere: its share of 0 makes the row it reads irrelevant.
-    row = row.clamp(max=max(new_sizes.numel() - 1, 0))
-    if new_sizes.numel() == 0:
-        return grad.new_zeros(*slot.shape, grad.shape[-1]), None, None, None, None, None
-    share = share / new_sizes.flatten()[row].clamp(min=1)
-    grad_x = grad.flatten(0, -2)[row].float() * share.unsqueeze(-1)
-    return grad_x.to(grad.dtype), None, None, None, None, None
+def _merge_tokens_gradients(ctx, grad, _):
+    grad_x = None if grad is None else torch.ops.btr.merge_tokens_backward(grad, *ctx.saved_tensors)
+    return grad_x, None, None, None, None, None
 
 
-register_autograd("merge_tokens", _merge_tokens_context, _merge_tokens_backward)
+def _merge_tokens_backward_context(ctx, inputs, output) -> None:
+    grad, slot, sizes, _, cu_in, cu_out = inputs
+    ctx.rows = grad.shape[-2]
+    ctx.save_for_backward(slot, sizes, cu_in, cu_out)
+
+
+def _merge_tokens_backward_gradients(ctx, grad):
+    # Every token has the same share of its row's gradient as it has of the row's mean.
+    slot, sizes, cu_in, cu_out = ctx.saved_tensors
+    mean, _ = torch.ops.btr.merge_tokens(grad, slot, sizes, ctx.rows, cu_in, cu_out)
+    return mean, None, None, None, None, None
+
+
+register_autograd("merge_tokens", _merge_tokens_context, _merge_tokens_gradients)
+register_autograd("merge_tokens_backward", _merge_tokens_backward_context, _merge_tokens_backward_gradients)

@@ -10,7 +10,7 @@ Functions take the operator's schema arguments (see `btr_kernels.ops`) and retur
 from .bits import as_rows, binarize, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
 from .hamming import hamming_distance, hamming_topk
 from .matmul import unpack_matmul, unpack_matmul_prepared
-from .merging import match_tokens, merge_bits, merge_tokens
+from .merging import match_tokens, merge_bits, merge_tokens, merge_tokens_backward
 
 __all__ = [
     "as_rows",
@@ -20,6 +20,7 @@ __all__ = [
     "match_tokens",
     "merge_bits",
     "merge_tokens",
+    "merge_tokens_backward",
     "normalise",
     "pack_bits",
     "sign_scale",

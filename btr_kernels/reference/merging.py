@@ -114,3 +114,20 @@ def merge_tokens(
     new_sizes = size.new_zeros(count + 1).index_add_(0, row, size)[:count]
     mean = total / new_sizes.clamp(min=1)[:, None]
     return mean.to(x.dtype).reshape(*shape, d), new_sizes.reshape(shape)
+
+
+def merge_tokens_backward(
+    grad: Tensor,
+    slot: Tensor,
+    sizes: Tensor | None,
+    new_sizes: Tensor,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
+) -> Tensor:
+    """Gradient of `merge_tokens` in x: the gradient of the row a token went to, times its share of that row."""
+    rows, d = grad.shape[-2:]
+    row, _ = _rows(slot, rows, cu_in, cu_out)
+    taken = torch.cat([grad.reshape(-1, d).float(), grad.new_zeros(1, d, dtype=torch.float32)])[row]
+    total = torch.cat([new_sizes.flatten(), new_sizes.new_ones(1)])[row]
+    share = _token_sizes(slot, sizes) / total.clamp(min=1)
+    return (taken * share[:, None]).to(grad.dtype).reshape(*slot.shape, d)

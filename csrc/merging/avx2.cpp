@@ -4,6 +4,7 @@
 
 namespace btr {
 
-extern const MergingKernels merging_avx2{avx2::match, avx2::merge_bits, avx2::merge_floats};
+extern const MergingKernels merging_avx2{avx2::match, avx2::merge_bits, avx2::merge_floats,
+                                         avx2::merge_floats_backward};
 
 }  // namespace btr

@@ -4,6 +4,7 @@
 
 namespace btr {
 
-extern const MergingKernels merging_avx512{avx512::match, avx512::merge_bits, avx512::merge_floats};
+extern const MergingKernels merging_avx512{avx512::match, avx512::merge_bits, avx512::merge_floats,
+                                           avx512::merge_floats_backward};
 
 }  // namespace btr

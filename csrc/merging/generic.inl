@@ -1,118 +1,13 @@
 // Kernels of merging.h, compiled once for each instruction set.
 
 #include <cstring>
-#include <type_traits>
 
-#include "core/rows.h"
 #include "core/scratch.h"
 #include "hamming/pair.inl"
+#include "merging/merge.inl"
 #include "merging/merging.h"
 
 namespace btr::BTR_ISA_NAMESPACE {
-
-// The tokens of each slot as linked lists in token order: first[slot] and next[token], -1 at the end.
-struct SlotLists {
-  int32_t *first, *next;
-
-  SlotLists(const int32_t* slot, int64_t length, int64_t rows, Scratch& scratch)
-      : first(scratch.get<int32_t>(rows)), next(scratch.get<int32_t>(length)) {
-    for (int64_t r = 0; r < rows; ++r) first[r] = -1;
-    for (int64_t t = length - 1; t >= 0; --t) {
-      if (slot[t] < 0) continue;
-      next[t] = first[slot[t]];
-      first[slot[t]] = int32_t(t);
-    }
-  }
-};
-
-// The bit that most of the `total` votes of a slot have, 64 channels at a time. Counts are kept bit-sliced (plane p
-// holds bit p of the counts of all 64 channels), so a vote is a ripple of ands and xors, and so is the comparison.
-inline void vote(const uint8_t* bits, int64_t w, const int32_t* sizes, int32_t first, const int32_t* next,
-                 int64_t total, uint8_t* out) {
-  constexpr int kPlanes = 32;
-  int planes = 0;
-  while (total >> planes) ++planes;
-  const uint64_t half = uint64_t(total) / 2;
-  for (int64_t i = 0; i < w; i += 8) {
-    uint64_t count[kPlanes] = {};
-    for (int32_t token = first; token >= 0; token = next[token]) {
-      const uint64_t ones = load_word(bits + token * w + i, w - i);
-      const uint32_t size = sizes ? uint32_t(sizes[token]) : 1;
-      for (int k = 0; size >> k; ++k) {
-        if (!(size >> k & 1)) continue;
-        uint64_t carry = ones;
-        for (int p = k; carry; ++p) {
-          const uint64_t both = count[p] & carry;
-          count[p] ^= carry;
-          carry = both;
-        }
-      }
-    }
-    uint64_t more = 0, equal = ~uint64_t(0);
-    for (int p = planes - 1; p >= 0; --p) {
-      const uint64_t bound = half >> p & 1 ? ~uint64_t(0) : 0;
-      more |= equal & count[p] & ~bound;
-      equal &= ~(count[p] ^ bound);
-    }
-    if (total % 2 == 0) more |= equal & load_word(bits + first * w + i, w - i);
-    std::memcpy(out + i, &more, size_t(w - i < 8 ? w - i : 8));
-  }
-}
-
-inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int32_t* slot, const int32_t* sizes,
-                       int64_t rows, uint8_t* out, int32_t* new_sizes) {
-  Scratch scratch;
-  const SlotLists lists(slot, length, rows, scratch);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int32_t token = lists.first[r];
-    int64_t total = 0, tokens = 0;
-    for (int32_t t = token; t >= 0; t = lists.next[t], ++tokens) total += sizes ? sizes[t] : 1;
-    new_sizes[r] = int32_t(total);
-    if (total == 0) {
-      std::memset(out + r * w, 0, size_t(w));
-    } else if (tokens == 1 || (tokens == 2 && total == 2 && (!sizes || sizes[token] == 1))) {
-      // Two equal votes agree or tie, and a tie takes the earliest token's bit.
-      std::memcpy(out + r * w, bits + token * w, size_t(w));
-    } else {
-      vote(bits, w, sizes, token, lists.next, total, out + r * w);
-    }
-  }
-}
-
-inline void merge_floats(const void* x, DType dtype, int64_t length, int64_t d, const int32_t* slot,
-                         const int32_t* sizes, int64_t rows, void* out, int32_t* new_sizes) {
-  Scratch scratch;
-  const SlotLists lists(slot, length, rows, scratch);
-  float *buffer = scratch.get<float>(d), *staging = scratch.get<float>(d);
-  with_float_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const T* tokens = static_cast<const T*>(x);
-    for (int64_t r = 0; r < rows; ++r) {
-      T* result = static_cast<T*>(out) + r * d;
-      const int32_t first = lists.first[r];
-      int64_t total = 0;
-      for (int32_t t = first; t >= 0; t = lists.next[t]) total += sizes ? sizes[t] : 1;
-      new_sizes[r] = int32_t(total);
-      if (first >= 0 && lists.next[first] < 0 && total == 1) {
-        std::memcpy(result, tokens + first * d, sizeof(T) * size_t(d));
-        continue;
-      }
-      float* y = staging_row(result, staging);
-      if (total == 0) std::memset(y, 0, sizeof(float) * size_t(d));
-      for (int32_t t = first; t >= 0; t = lists.next[t]) {
-        const float size = float(sizes ? sizes[t] : 1);
-        const float* row = load_row(tokens + t * d, d, buffer);
-        if (t == first)
-          for (int64_t c = 0; c < d; ++c) y[c] = row[c] * size;
-        else
-          for (int64_t c = 0; c < d; ++c) y[c] += row[c] * size;
-      }
-      const float divisor = float(total > 0 ? total : 1);
-      for (int64_t c = 0; c < d; ++c) y[c] /= divisor;
-      store_row(y, result, d);
-    }
-  });
-}
 
 // One round on m tokens: slots of the `m` tokens among the m - merges that stay.
 inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot, Scratch& scratch) {

@@ -4,6 +4,7 @@
 
 namespace btr {
 
-extern const MergingKernels merging_neon{neon::match, neon::merge_bits, neon::merge_floats};
+extern const MergingKernels merging_neon{neon::match, neon::merge_bits, neon::merge_floats,
+                                         neon::merge_floats_backward};
 
 }  // namespace btr

@@ -4,6 +4,7 @@
 
 namespace btr {
 
-extern const MergingKernels merging_portable{portable::match, portable::merge_bits, portable::merge_floats};
+extern const MergingKernels merging_portable{portable::match, portable::merge_bits, portable::merge_floats,
+                                             portable::merge_floats_backward};
 
 }  // namespace btr

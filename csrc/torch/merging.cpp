@@ -57,75 +57,96 @@ void match_tokens(Tensor bits, Tensor keep, Optional lengths, Optional cu_seqlen
   });
 }
 
-// Votes are counted in int32: no size may be negative, and their sum must fit.
 const int32_t* read_sizes(const Optional& sizes, int64_t tokens) {
-  if (!sizes) return nullptr;
-  const auto* values = read<int32_t>("sizes", *sizes, ScalarType::Int, tokens);
-  int64_t total = 0;
-  for (int64_t t = 0; t < tokens; ++t) {
-    STD_TORCH_CHECK(values[t] >= 0, "sizes: expected no negative value, got ", values[t]);
-    total += values[t];
-  }
-  STD_TORCH_CHECK(total <= INT32_MAX, "sizes: expected a sum below 2^31, got ", total);
-  return values;
+  return sizes ? read<int32_t>("sizes", *sizes, ScalarType::Int, tokens) : nullptr;
 }
 
-// Calls merge(first token, tokens, first result row, result rows) for every passage, after checking its slots.
-template <typename F>
-void merge_passages(const Tensor& tokens, const Tensor& slot, const Optional& cu_in, const Optional& cu_out,
-                    const Tensor& out, const Tensor& new_sizes, F&& merge) {
-  STD_TORCH_CHECK(cu_in.has_value() == cu_out.has_value(), "cu_in, cu_out: expected both or neither");
-  const int64_t total = rows_of(tokens), total_out = rows_of(out);
-  const Passages from("tokens", tokens, cu_in, total), to("out", out, cu_out, total_out);
-  STD_TORCH_CHECK(from.count == to.count, "out: expected ", from.count, " passages, got ", to.count);
-  const auto* slots = read<int32_t>("slot", slot, ScalarType::Int, total);
-  auto* sizes = write<int32_t>("new_sizes", new_sizes, ScalarType::Int, total_out);
-  for (int64_t i = 0; i < from.count; ++i)
-    for (int64_t t = from.begin(i); t < from.begin(i) + from.length(i); ++t)
-      STD_TORCH_CHECK(slots[t] >= -1 && slots[t] < to.length(i), "slot: expected -1 to ", to.length(i) - 1, ", got ",
-                      slots[t]);
-  const int64_t row_bytes = last_size(out) * int64_t(out.element_size());
-  const int64_t mean_bytes = total * row_bytes / std::max<int64_t>(from.count, 1);
-  parallel(from.count, grain_of(tuning().parallel_bytes_per_thread, mean_bytes), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      merge(from.begin(i), from.length(i), slots + from.begin(i), to.begin(i), to.length(i), sizes + to.begin(i));
-  });
-  // Packed results may have spare rows behind the last passage.
-  const int64_t used = to.offsets ? to.offsets[to.count] : total_out;
-  auto* bytes = static_cast<char*>(out.mutable_data_ptr());
-  std::fill(bytes + used * row_bytes, bytes + total_out * row_bytes, char(0));
-  std::fill(sizes + used, sizes + total_out, 0);
-}
+// The tokens and result rows of a merge. Values of slots and sizes are not checked here: whatever they are, the kernels
+// stay within the passage.
+struct Merge {
+  Passages from, to;
+  int64_t tokens, rows;
+  const int32_t *slots, *sizes;
+
+  Merge(const Tensor& all_tokens, const Tensor& all_rows, const Tensor& slot, const Optional& size,
+        const Optional& cu_in, const Optional& cu_out)
+      : from("tokens", all_tokens, cu_in, rows_of(all_tokens)), to("rows", all_rows, cu_out, rows_of(all_rows)),
+        tokens(rows_of(all_tokens)), rows(rows_of(all_rows)),
+        slots(read<int32_t>("slot", slot, ScalarType::Int, tokens)), sizes(read_sizes(size, tokens)) {
+    STD_TORCH_CHECK(cu_in.has_value() == cu_out.has_value(), "cu_in, cu_out: expected both or neither");
+    STD_TORCH_CHECK(from.count == to.count, "rows: expected ", from.count, " passages, got ", to.count);
+  }
+
+  struct Passage {
+    int64_t token, tokens, row, rows;
+    const int32_t *slots, *sizes;
+  };
+
+  // merge(passage) for every passage.
+  template <typename F>
+  void each(int64_t token_bytes, F&& merge) const {
+    const int64_t mean_bytes = tokens * token_bytes / std::max<int64_t>(from.count, 1);
+    parallel(from.count, grain_of(tuning().parallel_bytes_per_thread, mean_bytes), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t token = from.begin(i);
+        merge(Passage{token, from.length(i), to.begin(i), to.length(i), slots + token, sizes ? sizes + token : nullptr});
+      }
+    });
+  }
+
+  // Packed results may have spare rows behind the last passage, which are 0.
+  void clear_spare_rows(char* out, int64_t row_bytes, int32_t* new_sizes) const {
+    const int64_t used = to.offsets ? to.offsets[to.count] : rows;
+    std::fill(out + used * row_bytes, out + rows * row_bytes, char(0));
+    std::fill(new_sizes + used, new_sizes + rows, 0);
+  }
+};
 
 void merge_bits(Tensor bits, Tensor slot, Optional sizes, Optional cu_in, Optional cu_out, Tensor out,
                 Tensor new_sizes) {
-  const int64_t w = token_size("bits", bits), rows = rows_of(bits);
-  const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
-  const auto* size = read_sizes(sizes, rows);
-  auto* merged = write<uint8_t>("out", out, ScalarType::Byte, rows_of(out) * w);
-  merge_passages(bits, slot, cu_in, cu_out, out, new_sizes,
-                 [&](int64_t token, int64_t tokens, const int32_t* slots, int64_t row, int64_t result_rows,
-                     int32_t* result_sizes) {
-                   merging_kernels().merge_bits(in + token * w, tokens, w, slots, size ? size + token : nullptr,
-                                                result_rows, merged + row * w, result_sizes);
-                 });
+  const int64_t w = token_size("bits", bits);
+  const Merge merge(bits, out, slot, sizes, cu_in, cu_out);
+  const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, merge.tokens * w);
+  auto* merged = write<uint8_t>("out", out, ScalarType::Byte, merge.rows * w);
+  auto* merged_sizes = write<int32_t>("new_sizes", new_sizes, ScalarType::Int, merge.rows);
+  merge.each(w, [&](const Merge::Passage& p) {
+    merging_kernels().merge_bits(in + p.token * w, p.tokens, w, p.slots, p.sizes, p.rows, merged + p.row * w,
+                                 merged_sizes + p.row);
+  });
+  merge.clear_spare_rows(reinterpret_cast<char*>(merged), w, merged_sizes);
 }
 
 void merge_tokens(Tensor x, Tensor slot, Optional sizes, Optional cu_in, Optional cu_out, Tensor out,
                   Tensor new_sizes) {
-  const int64_t d = token_size("x", x), rows = rows_of(x);
+  const int64_t d = token_size("x", x);
   const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
+  const Merge merge(x, out, slot, sizes, cu_in, cu_out);
+  const auto* in = read<char>("x", x, merge.tokens * d);
+  auto* merged = write<char>("out", out, x.scalar_type(), merge.rows * d);
+  auto* merged_sizes = write<int32_t>("new_sizes", new_sizes, ScalarType::Int, merge.rows);
   const int64_t row_bytes = d * size_of(dtype);
-  const auto* in = read<char>("x", x, rows * d);
-  const auto* size = read_sizes(sizes, rows);
-  auto* merged = write<char>("out", out, x.scalar_type(), rows_of(out) * d);
-  merge_passages(x, slot, cu_in, cu_out, out, new_sizes,
-                 [&](int64_t token, int64_t tokens, const int32_t* slots, int64_t row, int64_t result_rows,
-                     int32_t* result_sizes) {
-                   merging_kernels().merge_floats(in + token * row_bytes, dtype, tokens, d, slots,
-                                                  size ? size + token : nullptr, result_rows, merged + row * row_bytes,
-                                                  result_sizes);
-                 });
+  const bool streaming = merge.rows * row_bytes > tuning().merging_streaming_bytes;
+  merge.each(row_bytes, [&](const Merge::Passage& p) {
+    merging_kernels().merge_floats(in + p.token * row_bytes, dtype, p.tokens, d, p.slots, p.sizes, p.rows,
+                                   merged + p.row * row_bytes, merged_sizes + p.row, streaming);
+  });
+  merge.clear_spare_rows(merged, row_bytes, merged_sizes);
+}
+
+void merge_tokens_backward(Tensor grad, Tensor slot, Optional sizes, Tensor new_sizes, Optional cu_in, Optional cu_out,
+                           Tensor grad_x) {
+  const int64_t d = token_size("grad", grad);
+  const DType dtype = dtype_of("grad", grad, {DType::f32, DType::f16, DType::bf16});
+  const Merge merge(grad_x, grad, slot, sizes, cu_in, cu_out);
+  const auto* in = read<char>("grad", grad, merge.rows * d);
+  const auto* merged_sizes = read<int32_t>("new_sizes", new_sizes, ScalarType::Int, merge.rows);
+  auto* out = write<char>("grad_x", grad_x, grad.scalar_type(), merge.tokens * d);
+  const int64_t row_bytes = d * size_of(dtype);
+  const bool streaming = merge.tokens * row_bytes > tuning().merging_streaming_bytes;
+  merge.each(row_bytes, [&](const Merge::Passage& p) {
+    merging_kernels().merge_floats_backward(in + p.row * row_bytes, dtype, p.tokens, d, p.slots, p.sizes, p.rows,
+                                            merged_sizes + p.row, out + p.token * row_bytes, streaming);
+  });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
@@ -135,12 +156,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
         "Tensor(b!) new_sizes) -> ()");
   m.def("merge_tokens(Tensor x, Tensor slot, Tensor? sizes, Tensor? cu_in, Tensor? cu_out, Tensor(a!) out, "
         "Tensor(b!) new_sizes) -> ()");
+  m.def("merge_tokens_backward(Tensor grad, Tensor slot, Tensor? sizes, Tensor new_sizes, Tensor? cu_in, "
+        "Tensor? cu_out, Tensor(a!) grad_x) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CPU, m) {
   m.impl("match_tokens", TORCH_BOX(&match_tokens));
   m.impl("merge_bits", TORCH_BOX(&merge_bits));
   m.impl("merge_tokens", TORCH_BOX(&merge_tokens));
+  m.impl("merge_tokens_backward", TORCH_BOX(&merge_tokens_backward));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Every CPU kernel on every instruction set against plain loops, on buffers of exactly the size it may touch. Built
 // with the address and undefined-behaviour sanitizers (`make sanitize`), which find what a wrong result does not show.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -236,18 +237,41 @@ void check_merging(int64_t length, int64_t w, int64_t keep, const std::string& a
     expect(ok, "merge_bits " + at);
   }
 
-  const int64_t d = w;
-  auto x = random_floats(length * d), mean = exact<float>(rows * d);
-  merging_kernels().merge_floats(x.get(), DType::f32, length, d, slot.get(), sizes.get(), rows, mean.get(), new_sizes.get());
-  ok = true;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < d; ++c) {
-      double sum = 0, total = 0;
-      for (int64_t t = 0; t < length; ++t)
-        if (slot[size_t(t)] == r) sum += double(x[size_t(t * d + c)]) * sizes[size_t(t)], total += sizes[size_t(t)];
-      ok &= close(mean[size_t(r * d + c)], total > 0 ? sum / total : 0, 1e-4);
-    }
-  expect(ok, "merge_floats " + at);
+  const int64_t d = 5 * w;
+  auto x = random_floats(length * d), mean = exact<float>(rows * d), back = exact<float>(length * d);
+  for (bool streaming : {false, true}) {
+    merging_kernels().merge_floats(x.get(), DType::f32, length, d, slot.get(), sizes.get(), rows, mean.get(),
+                                   new_sizes.get(), streaming);
+    merging_kernels().merge_floats_backward(mean.get(), DType::f32, length, d, slot.get(), sizes.get(), rows,
+                                            new_sizes.get(), back.get(), streaming);
+    ok = true;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < d; ++c) {
+        double sum = 0, total = 0;
+        for (int64_t t = 0; t < length; ++t)
+          if (slot[size_t(t)] == r) sum += double(x[size_t(t * d + c)]) * sizes[size_t(t)], total += sizes[size_t(t)];
+        ok &= close(mean[size_t(r * d + c)], total > 0 ? sum / total : 0, 1e-4);
+        for (int64_t t = 0; t < length; ++t)
+          if (slot[size_t(t)] == r)
+            ok &= close(back[size_t(t * d + c)], mean[size_t(r * d + c)] * (total > 0 ? sizes[size_t(t)] / total : 0), 1e-5);
+      }
+    expect(ok, "merge_floats " + at);
+  }
+  // 16-bit floats: ones have a mean of one.
+  for (DType type : {DType::f16, DType::bf16}) {
+    const uint16_t one = type == DType::f16 ? 0x3c00 : 0x3f80;
+    auto ones = exact<uint16_t>(length * d), means = exact<uint16_t>(rows * d), grads = exact<uint16_t>(length * d);
+    for (int64_t i = 0; i < length * d; ++i) ones[size_t(i)] = one;
+    merging_kernels().merge_floats(ones.get(), type, length, d, slot.get(), nullptr, rows, means.get(), new_sizes.get(),
+                                   true);
+    std::fill_n(new_sizes.get(), rows, 1);
+    merging_kernels().merge_floats_backward(means.get(), type, length, d, slot.get(), nullptr, rows, new_sizes.get(),
+                                            grads.get(), true);
+    ok = true;
+    for (int64_t i = 0; i < rows * d; ++i) ok &= means[size_t(i)] == one;
+    for (int64_t i = 0; i < length * d; ++i) ok &= grads[size_t(i)] == one;
+    expect(ok, "merge_floats 16 bits " + at);
+  }
 }
 
 }  // namespace
@@ -264,7 +288,7 @@ int main() {
     check_matmul(1030, 18, 70, name + " two blocks");
     for (int64_t w : {1, 7, 8, 9, 96})
       for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
-    for (int64_t w : {1, 3, 8, 13})
+    for (int64_t w : {1, 3, 13, 32, 40})
       for (int64_t length : {0, 1, 2, 3, 8, 17, 40})
         for (int64_t keep : {1, 2, 5, 20, 100})
           check_merging(length, w, keep, name + " length " + std::to_string(length) + " keep " + std::to_string(keep));

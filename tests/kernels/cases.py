@@ -315,6 +315,16 @@ def _merge_tokens_terms(x, *rest):
     return np.where(sums > FLOAT32_MAX / 4, UNASKED, terms), None
 
 
+def _merge_tokens_backward(picks, tokens, d):
+    x, slot, sizes, rows, cu_in, cu_out = _merge_tokens(picks, tokens, d)
+    grad, new_sizes = reference.merge_tokens(x, slot, sizes, rows, cu_in, cu_out)
+    return picks.floats(grad.shape, x.dtype, special=False), slot, sizes, new_sizes, cu_in, cu_out
+
+
+def _merge_tokens_backward_terms(grad, *rest):
+    return defined.merge_tokens_backward(np.abs(grad), *rest)
+
+
 def _plan(slot, rows, cu_in, cu_out):
     return bk.MergePlan(slot, slot.new_zeros(0), rows, cu_out, cu_in, rows)
 
@@ -407,6 +417,12 @@ OPERATORS = {
             public=lambda x, slot, sizes, rows, cu_in, cu_out: bk.merge_tokens(
                 x, _plan(slot, rows, cu_in, cu_out), sizes
             ),
+        ),
+        Operator(
+            "merge_tokens_backward",
+            _merge_tokens_backward,
+            defined.merge_tokens_backward,
+            _merge_tokens_backward_terms,
         ),
     )
 }

@@ -226,20 +226,27 @@ def match_tokens(bits, keep, lengths, cu_seqlens):
     return slot, new_lengths
 
 
+def _row_of(slot, cu_in, cu_out) -> dict[tuple, tuple]:
+    """The row of the result of every token that has one."""
+    rows = {}
+    for where in np.ndindex(slot.shape):
+        if slot[where] < 0:
+            continue
+        if cu_in is None:
+            rows[where] = (where[0], int(slot[where]))
+        else:
+            # The passage of a packed token is the last one that begins at or before it.
+            passage = max(p for p in range(len(cu_in) - 1) if cu_in[p] <= where[0] < cu_in[p + 1])
+            rows[where] = (int(cu_out[passage]) + int(slot[where]),)
+    return rows
+
+
 def _slots(tokens, slot, sizes, rows, cu_in, cu_out):
     """Shape of a result without its last dimension, and the tokens and votes of each of its filled rows."""
     shape = (rows,) if cu_in is not None else (slot.shape[0], rows)
     votes = np.ones_like(slot) if sizes is None else sizes
     members: dict[tuple, list] = {}
-    for where in np.ndindex(slot.shape):
-        if slot[where] < 0:
-            continue
-        if cu_in is None:
-            row = (where[0], int(slot[where]))
-        else:
-            # The passage of a packed token is the last one that begins at or before it.
-            passage = max(p for p in range(len(cu_in) - 1) if cu_in[p] <= where[0] < cu_in[p + 1])
-            row = (int(cu_out[passage]) + int(slot[where]),)
+    for where, row in _row_of(slot, cu_in, cu_out).items():
         members.setdefault(row, []).append((tokens[where], int(votes[where])))
     return shape, members
 
@@ -261,3 +268,10 @@ def merge_tokens(x, slot, sizes, rows, cu_in, cu_out):
         new_sizes[row] = sum(votes for _, votes in found)
         out[row] = sum(token * votes for token, votes in found) / max(new_sizes[row], 1)
     return out, new_sizes
+
+
+def merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out):
+    grad_x = np.zeros((*slot.shape, grad.shape[-1]))
+    for where, row in _row_of(slot, cu_in, cu_out).items():
+        grad_x[where] = grad[row] * (1 if sizes is None else int(sizes[where])) / max(int(new_sizes[row]), 1)
+    return (grad_x,)

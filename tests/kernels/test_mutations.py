@@ -58,6 +58,7 @@ MUTATIONS = [
     ("unpack_matmul_prepared", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", rounded_to_bfloat16),
+    ("merge_tokens_backward", largest_element_wrong_in_its_ninth_bit),
     ("hamming_distance", off_by_one),
     ("hamming_topk", second_result_off_by_one),
     ("match_tokens", off_by_one),

@@ -8,7 +8,7 @@ import torch
 from .cases import OPERATORS, WITH_OUT, sample
 
 SIZES = ((3, 9), (2, 64), (0, 8))
-DIFFERENTIABLE = ("unpack_bits", "sign_scale", "unpack_matmul", "merge_tokens")
+DIFFERENTIABLE = ("unpack_bits", "sign_scale", "unpack_matmul", "merge_tokens", "merge_tokens_backward")
 
 
 def _out_for(name: str, args: tuple) -> torch.Tensor:

@@ -39,12 +39,13 @@ def i64(*values):
         (lambda: ops.hamming_topk(u8(2, 1), u8(3, 1), i32(2, 4), i32(2, 4).long()), "k: "),
         (lambda: ops.match_tokens(u8(2, 3, 0), i64(1, 1), None, None, i32(2, 3), i32(2)), "bits: "),
         (lambda: ops.match_tokens(u8(6, 1), i64(1), None, i64(0, 9), i32(6), i32(1)), "cu_seqlens"),
-        (lambda: ops.merge_bits(u8(1, 6, 2), i32(1, 6, value=3), None, None, None, u8(1, 3, 2), i32(1, 3)), "slot: "),
-        (lambda: ops.merge_bits(u8(1, 6, 2), i32(1, 6), i32(1, 6, value=-7), None, None, u8(1, 3, 2), i32(1, 3)), "sizes"),
-        (lambda: ops.merge_bits(u8(1, 2, 2), i32(1, 2), i32(1, 2, value=2**31 - 1), None, None, u8(1, 3, 2), i32(1, 3)), "sizes"),
         (lambda: ops.merge_bits(u8(6, 2), i32(6), None, i64(0, 6), i64(0, 9), u8(3, 2), i32(3)), "cu_seqlens"),
         (lambda: ops.merge_bits(u8(6, 2), i32(6), None, i64(-5, 6), i64(0, 3), u8(3, 2), i32(3)), "cu_seqlens"),
-        (lambda: ops.merge_tokens(torch.ones(1, 6, 8), i32(1, 6), None, None, None, torch.ones(2, 3, 8), i32(2, 3)), "out: "),
+        (lambda: ops.merge_tokens(torch.ones(1, 6, 8), i32(1, 6), None, None, None, torch.ones(2, 3, 8), i32(2, 3)), "rows: "),
+        (lambda: ops.merge_tokens(torch.ones(1, 6, 8), i32(1, 6), None, None, None, torch.ones(1, 3, 9), i32(1, 3)), "out: "),
+        (lambda: ops.merge_tokens(torch.ones(1, 6, 8), i32(1, 6), None, None, None, torch.ones(1, 3, 8), i32(1, 4)), "new_sizes: "),
+        (lambda: ops.merge_tokens_backward(torch.ones(1, 3, 8), i32(1, 6), None, i32(1, 4), None, None, torch.ones(1, 6, 8)), "new_sizes: "),
+        (lambda: ops.merge_tokens_backward(torch.ones(1, 3, 8), i32(1, 6), None, i32(1, 3), None, None, torch.ones(1, 5, 8)), "slot: "),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(call, named):
@@ -57,3 +58,32 @@ def test_lengths_beyond_the_passage_are_clamped():
     ops.match_tokens(u8(2, 3, 1), i64(1, 1), i64(9, -4), None, slot, lengths)
     assert lengths.tolist() == [1, 0]
     assert slot.tolist() == [[0, 0, 0], [-1, -1, -1]]
+
+
+@pytest.mark.parametrize("slot", [3, -2, 2**31 - 1, -(2**31)])
+def test_tokens_whose_slot_is_no_row_are_left_out(slot):
+    """These operators do not check the values of slots, so none may lead out of the passage."""
+    slots = i32(1, 6, value=slot)
+    slots[0, 1] = 2
+    bits, sizes = torch.full((1, 3, 2), 7, dtype=torch.uint8), i32(1, 3, value=7)
+    ops.merge_bits(u8(1, 6, 2) + 5, slots, None, None, None, bits, sizes)
+    assert bits[0].tolist() == [[0, 0], [0, 0], [5, 5]] and sizes[0].tolist() == [0, 0, 1]
+    mean = torch.full((1, 3, 9), 7.0)
+    ops.merge_tokens(torch.full((1, 6, 9), 5.0), slots, None, None, None, mean, sizes)
+    assert mean[0, :, 0].tolist() == [0, 0, 5] and sizes[0].tolist() == [0, 0, 1]
+    grad = torch.full((1, 6, 9), 7.0)
+    ops.merge_tokens_backward(mean, slots, None, sizes, None, None, grad)
+    assert grad[0, :, 0].tolist() == [0, 5, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [-7, -1, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 70])
+def test_impossible_sizes_are_harmless(size, tokens):
+    """Nothing is asked of the result, and the sanitizers see no more than that: no crash, and no endless loop."""
+    sizes = i32(1, tokens, value=size)
+    bits = u8(1, 2, 40) + 9
+    ops.merge_bits(u8(1, tokens, 40) + 255, i32(1, tokens), sizes, None, None, bits, i32(1, 2))
+    assert bits[0, 0].unique().tolist() in ([0], [255]) and not bits[0, 1].any()
+    mean = torch.full((1, 2, 9), 7.0)
+    ops.merge_tokens(torch.ones(1, tokens, 9), i32(1, tokens), sizes, None, None, mean, i32(1, 2))
+    assert mean[0, 0].isfinite().all() and not mean[0, 1].any()
