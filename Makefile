@@ -39,11 +39,16 @@ bench: install
 	$(BIN)/btr bench $(READER_FLAGS) --json $(REPORTS)/reader.json --plot $(REPORTS)/reader.png
 	@echo "Report: $(REPORTS)/kernels.json, $(REPORTS)/reader.json and the plots beside them"
 
-# The kernels in a program of their own, under the address and undefined-behaviour sanitizers.
+# The kernels in programs of their own: against plain loops under the address and undefined-behaviour sanitizers, and
+# from several threads at once under the thread sanitizer.
 sanitize: install
 	$(BIN)/cmake -S . -B build/sanitize -DBTR_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize --parallel
 	build/sanitize/btr_check
+	build/sanitize/btr_threads
+	$(BIN)/cmake -S . -B build/sanitize-threads -DBTR_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(BIN)/cmake --build build/sanitize-threads --parallel --target btr_threads
+	build/sanitize-threads/btr_threads
 
 # Every command of the README, small sizes where a command would take minutes.
 readme: install
