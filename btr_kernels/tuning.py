@@ -1,7 +1,7 @@
 """Thresholds by which operators on the CPU choose between kernels that give the same results.
 
 Defaults are measured for each instruction set (`csrc/core/tuning.inl`). The environment variable BTR_TUNING overrides
-them, as in BTR_TUNING="matmul.dot_max_tokens=8,bits.streaming_bytes=33554432", and so does `use_thresholds`.
+them, as in BTR_TUNING="matmul.dot_max_tokens=8,bits.streaming_bytes=1048576", and so does `use_thresholds`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ void unpack_bits(Tensor bits, Optional scale, Optional bias, Optional token_scal
   const auto* ts = read_floats("token_scale", token_scale, rows);
   auto* y = write<char>("out", out, rows * d);
   const int64_t row_bytes = d * size_of(dtype);
-  const bool streaming = rows * row_bytes > tuning().bits_streaming_bytes;
+  const bool streaming = rows * (w + row_bytes) > tuning().bits_streaming_bytes;
   parallel_rows(rows, row_bytes, [&](int64_t begin, int64_t end) {
     bits_kernels().unpack(in + begin * w, end - begin, d, s, b, ts ? ts + begin : nullptr, y + begin * row_bytes, dtype,
                           streaming);
@@ -58,7 +58,7 @@ void sign_scale(Tensor x, Tensor scale, bool layer, Tensor out) {
   const auto* s = read_floats("scale", scale, d);
   auto* y = write<char>("out", out, x.scalar_type(), rows * d);
   const int64_t row_bytes = d * size_of(dtype);
-  const bool streaming = rows * row_bytes > tuning().bits_streaming_bytes;
+  const bool streaming = 2 * rows * row_bytes > tuning().bits_streaming_bytes;
   parallel_rows(rows, row_bytes, [&](int64_t begin, int64_t end) {
     bits_kernels().sign_scale(in + begin * row_bytes, dtype, end - begin, d, layer, s, y + begin * row_bytes,
                               streaming);

@@ -80,11 +80,12 @@ def test_streaming_changes_no_bit(isa):
     _C.set_isa(isa)
     try:
         for d in (64, 100):
-            bits, scale = btr.pack_bits(torch.randn(9, d)), torch.rand(d)
+            x, scale = torch.randn(9, d), torch.rand(d)
+            bits = btr.pack_bits(x)
             results = []
             for size in (0, NEVER):
                 with use_thresholds({"bits.streaming_bytes": size}):
-                    results.append(btr.unpack_bits(bits, d, scale))
+                    results.append(torch.stack((btr.unpack_bits(bits, d, scale), btr.sign_scale(x, scale))))
             assert torch.equal(*results)
     finally:
         _C.set_isa(before)
@@ -118,10 +119,10 @@ def test_wrong_values_are_named_and_change_nothing(name, value, message):
 
 def test_environment_variable_overrides_some():
     code = "from btr_kernels.tuning import thresholds\nfor n, row in thresholds().items(): print(n, row.value)"
-    done = python(code, BTR_TUNING="matmul.dot_max_tokens=8,bits.streaming_bytes=33554432")
+    done = python(code, BTR_TUNING="matmul.dot_max_tokens=8,bits.streaming_bytes=1048576")
     values = dict(line.split() for line in done.stdout.splitlines())
     assert values.pop("matmul.dot_max_tokens") == "8"
-    assert values.pop("bits.streaming_bytes") == "33554432"
+    assert values.pop("bits.streaming_bytes") == "1048576"
     assert values == {name: str(row.default) for name, row in thresholds().items() if name in values}
 
 
