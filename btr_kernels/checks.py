@@ -24,7 +24,8 @@ def is_optional_tensor(name: str, value: object) -> None:
 
 def is_int(name: str, value: object, low: int) -> None:
     # torch.SymInt is what an int becomes under torch.compile with dynamic shapes.
-    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+    # The exact type first, since asking an abstract class takes longer than a small operator.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt))):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name}: expected an int >= {low}, got {value}")
@@ -32,7 +33,9 @@ def is_int(name: str, value: object, low: int) -> None:
 
 def is_number(name: str, value: object, low: float, *, above: bool = False) -> None:
     """A float or int that is at least `low`, or above it; NaN is neither."""
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt)):
+    if type(value) not in (float, int) and (
+        isinstance(value, bool) or not isinstance(value, (Real, torch.SymFloat, torch.SymInt))
+    ):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not (value > low if above else value >= low):
         raise ValueError(f"{name}: expected a number {'>' if above else '>='} {low}, got {value}")
@@ -55,7 +58,7 @@ def is_dtype(name: str, dtype: object, allowed: Sequence[torch.dtype]) -> None:
 
 
 def has_shape(name: str, tensor: Tensor, shape: Sequence[int], meaning: str) -> None:
-    if tuple(tensor.shape) != tuple(shape):
+    if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {meaning} = {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
@@ -72,13 +75,13 @@ def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
 def floats(name: str, x: Tensor) -> None:
     """Float vectors (..., d), d >= 1."""
     has_dtype(name, x, FLOATS)
-    _vectors(name, x, "(..., d)")
+    vectors(name, x, "(..., d)")
 
 
 def packed(name: str, bits: Tensor, dims: int = 1, meaning: str = "(..., w)") -> None:
     """Packed tokens (..., w), w >= 1 bytes."""
     has_dtype(name, bits, (torch.uint8,))
-    _vectors(name, bits, meaning, dims)
+    vectors(name, bits, meaning, dims)
 
 
 def packed_for(name: str, bits: Tensor, d: int) -> None:
@@ -140,10 +143,14 @@ def writable(out: Tensor | None, *inputs: Tensor | None) -> None:
         )
 
 
-def _vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> None:
-    has_dims(name, x, dims, meaning, at_least=True)
-    if x.shape[-1] < 1:
-        raise ValueError(f"{name}: expected at least one channel in the last dimension, got shape {tuple(x.shape)}")
+def vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> Sequence[int]:
+    """The shape of x, which has at least `dims` dimensions, the last of them not empty."""
+    shape = x.shape
+    if len(shape) < dims:
+        raise ValueError(f"{name}: expected shape {meaning}, got {tuple(shape)}")
+    if shape[-1] < 1:
+        raise ValueError(f"{name}: expected at least one channel in the last dimension, got shape {tuple(shape)}")
+    return shape
 
 
 def _either(choices: Sequence[object]) -> str:

@@ -110,11 +110,12 @@ def backend_status(name: str) -> BackendStatus:
 
 def resolve(operator: str, device: torch.device) -> Callable[..., None]:
     """The kernel that runs `operator` on tensors of `device` under the current choice of backend."""
-    return _resolve(current_backend(), operator, device.type)
+    return _resolve(current_backend(), operator, device)
 
 
-@cache
-def _resolve(name: str, operator: str, device_type: str) -> Callable[..., None]:
+@cache  # by the device itself: asking for its type takes longer than the rest of the look-up
+def _resolve(name: str, operator: str, device: torch.device) -> Callable[..., None]:
+    device_type = device.type
     if name == "auto":
         if device_type not in _AUTO:
             raise ValueError(f"device: expected a tensor on {' or '.join(_AUTO)}, got {device_type}")

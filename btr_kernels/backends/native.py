@@ -39,7 +39,10 @@ def load() -> tuple[ModuleType | None, str]:
 
 
 def _float(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.float().contiguous()
+    # The usual case first: each call into PyTorch that changes nothing costs as much as packing a token.
+    if vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()):
+        return vector
+    return vector.float().contiguous()
 
 
 def _long(values: Tensor | None) -> Tensor | None:

@@ -9,14 +9,13 @@ from .. import checks
 from ..reference import as_rows
 from .define import Result, define, register_autograd
 
+_PACKABLE = (*checks.FLOATS, torch.bool)
+
 
 def _pack_bits(x: Tensor) -> list[Result]:
-    checks.has_dtype("x", x, (*checks.FLOATS, torch.bool))
-    checks.has_dims("x", x, 1, "(..., d)", at_least=True)
-    d = x.shape[-1]
-    if d < 1:
-        raise ValueError(f"x: expected at least one channel in the last dimension, got shape {tuple(x.shape)}")
-    return [Result((*x.shape[:-1], (d + 7) // 8), torch.uint8)]
+    checks.has_dtype("x", x, _PACKABLE)
+    *leading, d = checks.vectors("x", x, "(..., d)")
+    return [Result((*leading, (d + 7) // 8), torch.uint8)]
 
 
 define("pack_bits", "Tensor x", _pack_bits, out=True)

@@ -51,7 +51,7 @@ def define(
     whose last arguments are the results to write. The first argument is always a tensor.
     """
 
-    def run(args: tuple, outs: list[Tensor]) -> None:
+    def run(args: tuple, outs: Sequence[Tensor]) -> None:
         device = args[0].device
         if check_values is not None and (device.type == "cpu" or CHECK_GPU_VALUES):
             check_values(*args)
@@ -75,21 +75,26 @@ def define(
     if not out:
         return
 
-    def check_out(args: tuple, outs: list[Tensor]) -> None:
+    def check_out(args: tuple, outs: tuple) -> bool:
+        """Raise if the outputs cannot hold the results; whether a kernel can write into all of them."""
+        device, contiguous = args[0].device, True
         for tensor, expected in zip(outs, meta(*args), strict=True):
-            _check_out(tensor, expected, args[0].device)
+            _check_out(tensor, expected, device)
+            contiguous = contiguous and tensor.is_contiguous()
+        return contiguous
 
     def out_implementation(*args):
-        args, outs = args[:-results], list(args[-results:])
-        check_out(args, outs)
-        written = [o if o.is_contiguous() else torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
+        args, outs = args[:-results], args[-results:]
+        if check_out(args, outs):
+            run(args, outs)
+            return
+        written = [torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
         run(args, written)
         for o, w in zip(outs, written, strict=True):
-            if o is not w:
-                o.copy_(w)
+            o.copy_(w)
 
     def out_fake(*args):
-        check_out(args[:-results], list(args[-results:]))
+        check_out(args[:-results], args[-results:])
 
     names = ["out"] if results == 1 else [f"out{i}" for i in range(results)]
     written = ", ".join(f"Tensor({chr(97 + i)}!) {n}" for i, n in enumerate(names))
@@ -109,9 +114,9 @@ def register_autograd(name: str, setup_context: Callable, backward: Callable) ->
 
 
 def _check_out(out: Tensor, expected: Result, device: torch.device) -> None:
-    shape = tuple(expected.shape)
-    checks.has_dtype("out", out, (expected.dtype,))
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
+    shape, dtype = expected
+    checks.has_dtype("out", out, (dtype,))
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
     if out.device != device:
         raise ValueError(f"out: expected device {device}, got {out.device}")
