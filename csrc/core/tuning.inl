@@ -27,3 +27,9 @@ BTR_THRESHOLD(matmul, dot_max_tokens, 0, 12, 12, 12, 12,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
 // AVX2: building tables is about 1% of the time at 1024 tokens, whose sums (64 KB) still fit in L2.
 BTR_THRESHOLD(matmul, block_tokens, 1, 1024, 1024, 1024, 1024, "tokens that share one set of lookup tables")
+
+// AVX2, 768 bits: see benchmarks/notes/hamming.md.
+BTR_THRESHOLD(hamming, table_rows, 1, 3, 3, 3, 3,
+              "distances of fewer rows of a than this are counted bit by bit, not looked up (AVX2)")
+BTR_THRESHOLD(hamming, table_columns, 1, 6, 6, 6, 6,
+              "distances to fewer rows of b than this are counted bit by bit, not looked up (AVX2)")

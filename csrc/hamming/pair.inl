@@ -1,4 +1,5 @@
 // Distance of one pair of tokens, for the hamming and merging families.
+#pragma once
 
 #include <cstdint>
 #include <cstring>
@@ -23,8 +24,8 @@ inline uint64_t load_word(const uint8_t* p, int64_t count) {
   return v;
 }
 
-// Distances of one a to four rows of b at stride w: a's words are loaded once, and the four counts are independent.
-inline void distance_1x4(const uint8_t* a, const uint8_t* b, int64_t w, int32_t out[4]) {
+// Distances of one a to four rows of b: a's words are loaded once, and the four counts are independent.
+inline void distance_1x4(const uint8_t* a, const uint8_t* b, int64_t stride, int64_t w, int32_t out[4]) {
   int64_t sum[4] = {};
   int64_t i = 0;
   for (; i + 8 <= w; i += 8) {
@@ -32,12 +33,12 @@ inline void distance_1x4(const uint8_t* a, const uint8_t* b, int64_t w, int32_t 
     std::memcpy(&va, a + i, 8);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      std::memcpy(&vb, b + j * w + i, 8);
+      std::memcpy(&vb, b + j * stride + i, 8);
       sum[j] += count_ones(va ^ vb);
     }
   }
   for (int j = 0; j < 4; ++j) {
-    if (i < w) sum[j] += count_ones(load_word(a + i, w - i) ^ load_word(b + j * w + i, w - i));
+    if (i < w) sum[j] += count_ones(load_word(a + i, w - i) ^ load_word(b + j * stride + i, w - i));
     out[j] = int32_t(sum[j]);
   }
 }
@@ -49,10 +50,10 @@ inline int32_t distance_1x1(const uint8_t* a, const uint8_t* b, int64_t w) {
 }
 
 // Distances of one a to n rows of b.
-inline void distances_of(const uint8_t* a, const uint8_t* b, int64_t n, int64_t w, int32_t* out) {
+inline void distances_of(const uint8_t* a, const uint8_t* b, int64_t stride, int64_t n, int64_t w, int32_t* out) {
   int64_t j = 0;
-  for (; j + 4 <= n; j += 4) distance_1x4(a, b + j * w, w, out + j);
-  for (; j < n; ++j) out[j] = distance_1x1(a, b + j * w, w);
+  for (; j + 4 <= n; j += 4) distance_1x4(a, b + j * stride, stride, w, out + j);
+  for (; j < n; ++j) out[j] = distance_1x1(a, b + j * stride, w);
 }
 
 }  // namespace btr::BTR_ISA_NAMESPACE

@@ -1,4 +1,5 @@
 // Majority vote and weighted mean of the tokens of each slot, compiled once for each instruction set.
+#pragma once
 
 #include <cstring>
 #include <type_traits>
