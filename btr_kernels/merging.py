@@ -90,10 +90,9 @@ def match_tokens(
         batch, length = bits.shape[0], lengths
         checks.integers("lengths", lengths, (batch,), "(B,)", bits.device)
     else:
-        batch = bits.shape[0]
-        length = torch.full((batch,), n, dtype=torch.int64, device=bits.device)
+        batch, length = bits.shape[0], None
 
-    keep_per_passage, max_len = _keep(keep, length, n)
+    keep_per_passage, max_len = _keep(keep, length, n, batch, bits.device)
     slot, new_lengths = ops.match_tokens(bits, keep_per_passage, lengths, cu_seqlens)
     if cu_seqlens is None:
         return MergePlan(slot, new_lengths, max_len)
@@ -105,19 +104,26 @@ def match_tokens(
     return MergePlan(slot, new_lengths, max_len, new_cu_seqlens, cu_seqlens, max_total)
 
 
-def _keep(keep: object, length: Tensor, n: int) -> tuple[Tensor, int]:
-    """Tokens to keep in each passage, an integer tensor (B,), and the rows of a padded result."""
+def _keep(keep: object, length: Tensor | None, n: int, batch: int, device: torch.device) -> tuple[Tensor, int]:
+    """Tokens to keep in each passage, an integer tensor (B,), and the rows of a padded result.
+
+    `length` is None where all passages have n tokens.
+    """
     if isinstance(keep, Tensor):
         return keep, n
     if isinstance(keep, float):
         if not 0 < keep <= 1:
             raise ValueError(f"keep: expected a float in (0, 1], got {keep}")
-        # float64, as Python's own ceil(keep * length).
-        return (length.double() * keep).ceil().long().clamp(min=1), math.ceil(keep * n)
-    if not isinstance(keep, (int, torch.SymInt)):
-        raise TypeError(f"keep: expected an int, a float or an integer tensor, got {type(keep).__name__}")
-    checks.is_int("keep", keep, 1)
-    return torch.full_like(length, min(keep, n) if n else 1, dtype=torch.int64).clamp(min=1), min(keep, n)
+        rows = math.ceil(keep * n)
+        if length is not None:
+            # float64, as Python's own ceil(keep * length).
+            return (length.double() * keep).ceil().long().clamp(min=1), rows
+    else:
+        if not isinstance(keep, (int, torch.SymInt)):
+            raise TypeError(f"keep: expected an int, a float or an integer tensor, got {type(keep).__name__}")
+        checks.is_int("keep", keep, 1)
+        rows = min(keep, n)
+    return torch.full((batch,), max(rows, 1), dtype=torch.int64, device=device), rows
 
 
 def _bound_on_total(keep: object, n: int, batch: int) -> int:

@@ -1,4 +1,4 @@
-// Distances of rows of a to 64 rows of b at once by 16-entry lookup tables, for instruction sets with AVX2.
+// Distances of rows of a to 128 rows of b at once by 16-entry lookup tables, for instruction sets with AVX2.
 //
 // What is summed. Cut both tokens into nibbles v of a and x of b, and let odd() be the parity of a nibble. Then
 //   f(v, x) = (popcount(v ^ x) + odd(v) - odd(x)) / 2   is 0, 1 or 2,
@@ -12,7 +12,7 @@
 // distance is below 65536 as long as w <= kTableBytes.
 //
 // Cost. 16 vector operations, of which 8 on the two shuffle ports, for 7 nibbles of 64 pairs, so at best 448 pairs of
-// channels a cycle on four vector ports and 341 with the two loads a cycle that fetch 3 vectors for 2 lookups; POPCNT
+// channels a cycle on four vector ports and 410 with the two loads a cycle that fetch 5 vectors for 4 lookups; POPCNT
 // takes an xor, a count and an add for 64. Transposing b into nibbles costs about 15 cycles a row of 96 bytes, paid
 // once for up to 256 rows of a.
 #pragma once
@@ -26,8 +26,8 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-constexpr int64_t kTableColumns = 64;  // rows of b in a block
-constexpr int64_t kTableBytes = 8191;  // widest token
+constexpr int64_t kTableColumns = 128;  // rows of b in a block
+constexpr int64_t kTableBytes = 8191;   // widest token
 constexpr int kStep = 7, kStepsWidened = 18;
 
 struct PairTables {
@@ -57,7 +57,7 @@ struct TableChunks {
   int64_t bytes, count;
 
   explicit TableChunks(int64_t w) {
-    constexpr int64_t kMost = 160, kColumn = 32;
+    constexpr int64_t kMost = 128, kColumn = 32;
     count = (w + kMost - 1) / kMost;
     bytes = ((w + count - 1) / count + kColumn - 1) / kColumn * kColumn;
     count = (w + bytes - 1) / bytes;
@@ -152,7 +152,7 @@ inline void transpose_nibbles(const uint8_t* rows, int64_t stride, int64_t bytes
   }
 }
 
-// The nibbles of `count` rows of b, as transpose_nibbles leaves them, in one or two registers a nibble: rows
+// The nibbles of `count` rows of b, as transpose_nibbles leaves them, in one to four registers a nibble: rows
 // that are missing and nibbles up to a whole step are 0.
 inline void transpose_block(const uint8_t* b, int64_t stride, int64_t count, int64_t bytes, uint8_t* block) {
   const int64_t registers = (count + 31) / 32, step = 32 * registers;
@@ -173,7 +173,7 @@ inline void transpose_block(const uint8_t* b, int64_t stride, int64_t count, int
   std::memset(block + used, 0, size_t(all - used));
 }
 
-// Adds twice the sums of a chunk of a pair of rows to out[2][64], which starts (at the first chunk) with what the odd
+// Adds twice the sums of a chunk of a pair of rows to out[2][128], which starts (at the first chunk) with what the odd
 // nibbles of both tokens contribute.
 template <int kRegisters>
 inline void add_distances(const uint16_t* index, const uint8_t* block, int64_t steps, bool first, const uint16_t* odd_a,
@@ -190,20 +190,21 @@ inline void add_distances(const uint16_t* index, const uint8_t* block, int64_t s
       for (int g = 0; g < kStep; ++g) {
         const uint8_t* entry = kPairTables.entry[0] + index[at * kStep + g];
         const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entry)));
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int r = 0; r < kRegisters; ++r) {
           const auto* x = reinterpret_cast<const __m256i*>(nibbles + (g * kRegisters + r) * 32);
           const __m256i found = _mm256_shuffle_epi8(table, _mm256_load_si256(x));
           sum[r] = g ? _mm256_add_epi8(sum[r], found) : found;
+          asm("" : "+x"(sum[r]));  // one chain: the compiler would add in a tree and spill its leaves
         }
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int r = 0; r < kRegisters; ++r) {
         low[r] = _mm256_add_epi8(low[r], sum[r]);
         high[r] = _mm256_add_epi8(high[r], _mm256_srli_epi16(sum[r], 4));
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < kRegisters; ++r) {
       // Row and byte of the lane: second odd, first odd, second even, first even.
       const __m256i s1 = _mm256_srli_epi16(high[r], 8);
@@ -225,7 +226,7 @@ inline void add_distances(const uint16_t* index, const uint8_t* block, int64_t s
   }
 }
 
-// Bit j: block[j] < bound, for a whole block of distances.
+// Bit j: block[j] < bound, for all 64 distances.
 inline uint64_t below(const uint16_t* block, int64_t, int64_t bound) {
   const __m256i limit = _mm256_set1_epi16(int16_t(bound < 0xffff ? bound : 0xffff)), zero = _mm256_setzero_si256();
   const auto* v = reinterpret_cast<const __m256i*>(block);
@@ -240,7 +241,7 @@ inline uint64_t below(const uint16_t* block, int64_t, int64_t bound) {
   return bits;
 }
 
-// The least of a whole block of distances.
+// The least of 64 distances.
 inline int64_t least_of(const uint16_t* block, int64_t) {
   const auto* v = reinterpret_cast<const __m256i*>(block);
   const __m256i least = _mm256_min_epu16(_mm256_min_epu16(_mm256_load_si256(v), _mm256_load_si256(v + 1)),
@@ -249,8 +250,8 @@ inline int64_t least_of(const uint16_t* block, int64_t) {
   return uint16_t(_mm_extract_epi16(_mm_minpos_epu16(half), 0));
 }
 
-// use(i, j, count, block) for every row i of a and block of b's rows from j on: `count` <= 64 distances, the block
-// filled up with 0xffff. For one i, j ascends.
+// use(i, j, count, block) for every row i of a and 64 of b's rows from j on: `count` <= 64 distances, filled up with
+// 0xffff. For one i, j ascends.
 template <class Use>
 inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& use) {
   constexpr int64_t kMostRows = 256, kLeastRows = 16, kIndexBytes = 256 * 1024;
@@ -264,6 +265,7 @@ inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& u
   uint16_t* index = scratch.get<uint16_t>(at_once / 2 * index_size);
   uint16_t* odd_a = scratch.get<uint16_t>(at_once);
   uint16_t* odd_b = scratch.get<uint16_t>(kTableColumns);
+  uint16_t* missing = scratch.get<uint16_t>(kTableColumns);
   uint16_t* distances = scratch.get<uint16_t>((chunks.count > 1 ? at_once : 2) * kTableColumns);
   uint8_t* block = scratch.get<uint8_t>(steps * kStep * kTableColumns);
   for (int64_t i = 0; i < a.count; i += at_once) {
@@ -279,21 +281,27 @@ inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& u
     }
     for (int64_t j = 0; j < b.count; j += kTableColumns) {
       const int64_t count = b.count - j < kTableColumns ? b.count - j : kTableColumns;
-      for (int64_t column = 0; column < kTableColumns; ++column)
+      for (int64_t column = 0; column < kTableColumns; ++column) {
         odd_b[column] = column < count ? uint16_t(odd_nibbles(b.row(j + column), w)) : 0;
+        missing[column] = column < count ? 0 : 0xffff;
+      }
       for (int64_t c = 0; c < chunks.count; ++c) {
         const int64_t bytes = chunks.bytes_of(c, w), chunk_steps = TableChunks::steps(bytes);
         transpose_block(b.row(j) + c * chunks.bytes, b.stride, count, bytes, block);
         for (int64_t p = 0; p < pairs; ++p) {
           uint16_t* out = distances + (chunks.count > 1 ? p * 2 * kTableColumns : 0);
           const uint16_t* pair_index = index + p * index_size + c * steps * kStep;
-          const auto add = count > 32 ? add_distances<2> : add_distances<1>;
+          const auto add = count > 96   ? add_distances<4>
+                           : count > 64 ? add_distances<3>
+                           : count > 32 ? add_distances<2>
+                                        : add_distances<1>;
           add(pair_index, block, chunk_steps, c == 0, odd_a + 2 * p, odd_b, out);
           if (c + 1 < chunks.count) continue;
           for (int64_t row = 0; row < 2 && 2 * p + row < rows; ++row) {
             uint16_t* found = out + row * kTableColumns;
-            for (int64_t column = count; column < kTableColumns; ++column) found[column] = 0xffff;
-            use(i + 2 * p + row, j, count, found);
+            for (int64_t column = 0; column < kTableColumns; ++column) found[column] |= missing[column];
+            for (int64_t half = 0; half < count; half += 64)
+              use(i + 2 * p + row, j + half, count - half < 64 ? count - half : 64, found + half);
           }
         }
       }
