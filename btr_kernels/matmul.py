@@ -8,34 +8,38 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .reference.matmul import BLOCK
 
 ops = torch.ops.btr
 
 PRECISIONS = ("exact", "fast", "int8", "fp8")
+
+# Rounding adds at most half a unit a channel, 32 a block: 32700 + 32 < 2^15. The rest is for the rounding of factors.
+_BLOCK_SUM = 32700
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreparedWeight:
     """A weight made ready for repeated `unpack_matmul` calls by `prepare_weight`; immutable, inference only.
 
-    W = row_scale[:, None] * data, with any scale folded in.
-
     Attributes:
-        data: (N, d), float or int8.
-        row_scale: float32 (N,), or None for 1.
+        data: (d, N), the transpose of the weight with any scale folded in: float for "exact", int16 for "fast",
+            int8 for "int8".
+        factors: float32; what the integers count: (ceil(d / 64), N) for "fast", one for each 64 channels of an
+            output; (1, N) for "int8"; None for "exact".
         precision: "exact", "fast", "int8" or "fp8".
         dtype: the dtype of the weight it was made from: the default dtype of results.
     """
 
     data: Tensor
-    row_scale: Tensor | None
+    factors: Tensor | None
     precision: str
     dtype: torch.dtype
 
     @property
     def shape(self) -> torch.Size:
         """(N, d), as in `torch.nn.Linear.weight`."""
-        return self.data.shape
+        return self.data.shape[::-1]
 
     @property
     def device(self) -> torch.device:
@@ -45,8 +49,8 @@ class PreparedWeight:
         """A copy on another device (or this object if it is there already)."""
         if self.device == torch.device(device):
             return self
-        row_scale = None if self.row_scale is None else self.row_scale.to(device)
-        return PreparedWeight(self.data.to(device), row_scale, self.precision, self.dtype)
+        factors = None if self.factors is None else self.factors.to(device)
+        return PreparedWeight(self.data.to(device), factors, self.precision, self.dtype)
 
     def __repr__(self) -> str:
         n, d = self.shape
@@ -59,10 +63,7 @@ def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str =
     Args:
         weight: (N, d) float32, float16 or bfloat16, as in `torch.nn.Linear`.
         scale: (d,) float, folded in; None for 1.
-        precision: "exact": the error of PyTorch itself at the weight's dtype. "fast": relative Frobenius error of
-            the product <= 1e-3 for float32 weights (on the CPU the same as "exact" at present). "int8": 8 bits an
-            entry with one factor a row, relative error <= 1.2e-2 on Gaussian weights, a quarter of the memory.
-            "fp8": only on GPUs that have it.
+        precision: see below. "fp8" exists only on GPUs that have it.
 
     Returns:
         PreparedWeight.
@@ -91,14 +92,29 @@ def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str =
         w = weight.detach() if scale is None else weight.detach().float() * scale.detach().float()
         if not bool(torch.isfinite(w).all()):
             raise ValueError("weight: expected finite values (times scale), got infinity or NaN")
-        if precision == "int8":
-            # Powers of the row's largest entry would cost precision; a row of zeros keeps the factor 1.
-            largest = w.float().abs().amax(1) if w.shape[1] else w.new_ones(w.shape[0])
-            row_scale = torch.where(largest > 0, largest / 127, 1.0)
-            data = (w.float() / row_scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-            return PreparedWeight(data, row_scale, precision, weight.dtype)
         # A private copy: changing the weight afterwards must not change what was prepared.
-        return PreparedWeight(w.clone(memory_format=torch.contiguous_format), None, precision, weight.dtype)
+        w = w.t().clone(memory_format=torch.contiguous_format)
+        if precision == "exact":
+            return PreparedWeight(w, None, precision, weight.dtype)
+        data, factors = _fast(w.float()) if precision == "fast" else _int8(w.float())
+        return PreparedWeight(data, factors, precision, weight.dtype)
+
+
+def _fast(w: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, N) float32 -> int16 whose absolute values sum to at most 2^15 - 1 over each block, and factors."""
+    d, n = w.shape
+    padded = torch.nn.functional.pad(w, (0, 0, 0, -d % BLOCK))
+    norms = padded.view(-1, BLOCK, n).abs().sum(1, dtype=torch.float64)
+    factors = (norms / _BLOCK_SUM).float().clamp_(min=torch.finfo(torch.float32).tiny)
+    data = (w / factors.repeat_interleave(BLOCK, 0)[:d]).round_().to(torch.int16)
+    return data, factors
+
+
+def _int8(w: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, N) float32 -> int8 and a factor for each column, 1 for a column of zeros."""
+    largest = w.abs().amax(0, keepdim=True)
+    factors = torch.where(largest > 0, largest / 127, 1.0)
+    return (w / factors).round_().clamp_(-127, 127).to(torch.int8), factors
 
 
 def unpack_matmul(
@@ -148,7 +164,7 @@ def unpack_matmul(
             and any(t is not None and t.requires_grad for t in (bias, token_scale))
         ):
             return _with_differentiable_epilogue(bits, weight, bias, token_scale, out_dtype)
-        name, head = "unpack_matmul_prepared", (weight.data, weight.row_scale, weight.precision)
+        name, head = "unpack_matmul_prepared", (weight.data, weight.factors, weight.precision)
         differentiable = (bias, token_scale)
     else:
         checks.is_tensor("weight", weight)

@@ -76,13 +76,13 @@ def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, gra
 
 def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
     torch.ops.btr_native.unpack_matmul(
-        bits.contiguous(), weight.contiguous(), _float(scale), None, _float(bias), _float(token_scale), out
+        bits.contiguous(), weight.contiguous(), False, _float(scale), None, _float(bias), _float(token_scale), out
     )
 
 
-def _unpack_matmul_prepared(bits, data, row_scale, precision, bias, token_scale, out_dtype, out) -> None:
+def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
     torch.ops.btr_native.unpack_matmul(
-        bits.contiguous(), data.contiguous(), None, _float(row_scale), _float(bias), _float(token_scale), out
+        bits.contiguous(), data.contiguous(), True, None, _float(factors), _float(bias), _float(token_scale), out
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import checks
 from ..reference import as_rows
+from ..reference.matmul import BLOCK
 from .define import Result, define, register_autograd
 
 _WEIGHTS = checks.FLOATS
@@ -21,16 +22,16 @@ def _epilogue(
     return [Result((*bits.shape[:-1], n), out_dtype)]
 
 
-def _weight(name: str, weight: Tensor, bits: Tensor, allowed: tuple[torch.dtype, ...]) -> tuple[int, int]:
+def _weight(name: str, weight: Tensor, bits: Tensor, allowed: tuple[torch.dtype, ...], shape: str) -> None:
+    """Dtype, dimensions and device; `shape` is "(N, d)" or "(d, N)"."""
     checks.packed("bits", bits)
     checks.has_dtype(name, weight, allowed)
-    checks.has_dims(name, weight, 2, "(N, d)")
-    n, d = weight.shape
+    checks.has_dims(name, weight, 2, shape)
+    d = weight.shape[shape == "(N, d)"]
     if d < 1:
-        raise ValueError(f"{name}: expected (N, d) with d >= 1, got {tuple(weight.shape)}")
+        raise ValueError(f"{name}: expected {shape} with d >= 1, got {tuple(weight.shape)}")
     checks.on_device(name, weight, bits.device)
     checks.packed_for("bits", bits, d)
-    return n, d
 
 
 def _unpack_matmul(
@@ -41,7 +42,8 @@ def _unpack_matmul(
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
 ) -> list[Result]:
-    n, d = _weight("weight", weight, bits, _WEIGHTS)
+    _weight("weight", weight, bits, _WEIGHTS, "(N, d)")
+    n, d = weight.shape
     checks.channels("scale", scale, d, bits.device)
     return _epilogue(bits, n, bias, token_scale, out_dtype)
 
@@ -88,27 +90,39 @@ def _backward(ctx, grad):
 register_autograd("unpack_matmul", _context, _backward)
 
 
+#: How a prepared weight is stored, and the channels that share one of its factors (None: all of them).
+_STORED = {"exact": (_WEIGHTS, None), "fast": ((torch.int16,), BLOCK), "int8": ((torch.int8,), None)}
+
+
 def _unpack_matmul_prepared(
     bits: Tensor,
     data: Tensor,
-    row_scale: Tensor | None,
+    factors: Tensor | None,
     precision: str,
     bias: Tensor | None,
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
 ) -> list[Result]:
-    n, _ = _weight("weight", data, bits, (*_WEIGHTS, torch.int8))
-    checks.is_one_of("precision", precision, ("exact", "fast", "int8"))
-    if row_scale is not None:
-        checks.has_dtype("row_scale", row_scale, (torch.float32,))
-        checks.has_shape("row_scale", row_scale, (n,), "(N,)")
-        checks.on_device("row_scale", row_scale, bits.device)
+    checks.is_one_of("precision", precision, tuple(_STORED))
+    dtypes, block = _STORED[precision]
+    _weight("weight", data, bits, dtypes, "(d, N)")
+    d, n = data.shape
+    if precision == "exact":
+        if factors is not None:
+            raise ValueError("factors: expected None with precision 'exact', got a tensor")
+    else:
+        blocks = 1 if block is None else -(-d // block)
+        if factors is None:
+            raise ValueError(f"factors: expected float32 {(blocks, n)} with precision {precision!r}, got None")
+        checks.has_dtype("factors", factors, (torch.float32,))
+        checks.has_shape("factors", factors, (blocks, n), "(blocks, N)")
+        checks.on_device("factors", factors, bits.device)
     return _epilogue(bits, n, bias, token_scale, out_dtype)
 
 
 define(
     "unpack_matmul_prepared",
-    "Tensor bits, Tensor data, Tensor? row_scale, str precision, Tensor? bias, Tensor? token_scale, "
+    "Tensor bits, Tensor data, Tensor? factors, str precision, Tensor? bias, Tensor? token_scale, "
     "ScalarType out_dtype",
     _unpack_matmul_prepared,
     out=True,

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .bits import signs
 
+#: Channels that share a factor in a weight prepared as "fast".
+BLOCK = 64
+
 
 def _epilogue(y: Tensor, bias: Tensor | None, token_scale: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     if token_scale is not None:
@@ -34,14 +37,21 @@ def unpack_matmul(
 def unpack_matmul_prepared(
     bits: Tensor,
     data: Tensor,
-    row_scale: Tensor | None,
+    factors: Tensor | None,
     precision: str,
     bias: Tensor | None,
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """The same with W = row_scale[:, None] * data, any scale folded in; precision tells what W was rounded to."""
-    y = signs(bits, data.shape[1]) @ data.float().T
-    if row_scale is not None:
-        y = y * row_scale
+    """The same with weight.T = data (d, N), any scale folded in. Sums of integers count `factors` (blocks, N) each:
+    one block for "int8", one for each BLOCK channels for "fast"."""
+    x, data = signs(bits, data.shape[0]), data.float()
+    if factors is None:
+        y = x @ data
+    elif factors.shape[0] == 1:
+        y = (x @ data) * factors[0]
+    else:
+        y = x.new_zeros(*x.shape[:-1], data.shape[1])
+        for block, (part, rows) in enumerate(zip(x.split(BLOCK, -1), data.split(BLOCK), strict=True)):
+            y += (part @ rows) * factors[block]
     return _epilogue(y, bias, token_scale, out_dtype)

@@ -22,11 +22,17 @@ BTR_THRESHOLD(bits, streaming_bytes, 0, 33554432, 33554432, 33554432, 33554432,
 BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
               "merge_tokens and its gradient write results larger than this past the caches")
 
-// AVX2, 768 -> 768: building tables takes as long as 12 tokens save.
+// AVX2: see benchmarks/notes/matmul.md for all of these.
 BTR_THRESHOLD(matmul, dot_max_tokens, 0, 12, 12, 12, 12,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
-// AVX2: building tables is about 1% of the time at 1024 tokens, whose sums (64 KB) still fit in L2.
-BTR_THRESHOLD(matmul, block_tokens, 1, 1024, 1024, 1024, 1024, "tokens that share one set of lookup tables")
+BTR_THRESHOLD(matmul, sum_max_tokens, 0, 8, 8, 8, 8, "the same for a prepared weight of floats")
+BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 4, 4, 4, 4, "the same for a weight prepared as fast or int8")
+BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 384, 384,
+              "unpack_matmul builds tables of 5 channels instead of 4 from this many tokens on")
+BTR_THRESHOLD(matmul, block_tokens, 1, 4096, 4096, 4096, 4096,
+              "tokens that share one set of lookup tables, if their sums take less than 2 MB")
+BTR_THRESHOLD(matmul, streaming_bytes, 0, 4194304, 4194304, 4194304, 4194304,
+              "unpack_matmul writes results larger than this past the caches")
 
 // AVX2, 768 bits: see benchmarks/notes/hamming.md.
 BTR_THRESHOLD(hamming, table_rows, 1, 3, 3, 3, 3,

@@ -1,19 +1,25 @@
-// Fused binary-to-float projection: out[m, n] = row_scale[n] * token_scale[m] * sum_c +-scale[c] * weight[n, c] + bias[n]
+// Fused binary-to-float projection: out[m, n] = token_scale[m] * sum_c +-scale[c] * weight[n, c] + bias[n]
 //
-// bits: rows of ceil(d / 8) bytes; weight: (n, d) row-major; out: (m, n) row-major; all contiguous. Products and sums
-// are float32. Pad bits are ignored.
+// bits: rows of ceil(d / 8) bytes, pad bits ignored; out: (m, n) row-major; all contiguous. The weight is either
+// row-major (n, d), floats as users hold them, or channel-major (d, n), as `prepare_weight` stores it: floats, int16
+// (times factors[c / 64][n]; the absolute values of 64 channels of a column sum to at most 32767) or int8 (times
+// factors[0][n]).
 //
-// Two kernels, by the number of tokens m:
+// Two ways, by the number of tokens m; which one from how many on is in core/tuning.h:
 //
-// lookup (m above the threshold matmul.dot_max_tokens). Activations are 1 bit, so 4 multiply-adds become one load and one add: for a tile of
-//   kTile columns and each group of 4 channels a table holds the 2^4 signed sums of the 4 weights, and a token adds
-//   the entry that its 4 bits name. Tables of kGroup channels (16 KB) stay in L1 while a block of tokens passes over
-//   them; they are built on the fly and never stored. Limit: one 32-byte load a (8 columns, 4 channels, token), two
-//   loads a cycle = 64 multiply-adds a cycle, four times the rate of FMA.
-// dot (few tokens). A table costs as much as about 12 tokens save, so tokens are expanded to +-scale and each weight row is
-//   read once for all of them. Limit: the bandwidth at which the weight arrives.
+// lookup (many tokens). Activations are 1 bit, so g multiply-adds become one load and one add: for a tile of columns
+//   and each g channels a table holds the 2^g signed sums of the g weights, and a token adds the entry that its g bits
+//   name. An entry is a cache line: 16 columns of float32 or 32 of int16. Tables of 64 channels (16 KB at g = 4,
+//   25 KB at g = 5) stay in L1 while a block of tokens passes over them; they are built on the fly and never stored.
+//   Limit: two 32-byte loads a cycle on AVX2 = 64 (g = 4) or 80 (g = 5) multiply-adds in float32, twice that in int16;
+//   FMA does 16. g = 5 needs 1.6 times as many stores to build: for larger m.
+//   Sums: float32, in another order than a plain matmul's. int16 sums are exact: 64 channels of an int16 weight, or
+//   256 of an int8 one (127 * 256 < 2^15), cannot overflow; then they are added to float32 totals.
+// few tokens. Tables would cost more than they save, so tokens are expanded to +-scale. Row-major: dot products, each
+//   weight row read once for all tokens. Channel-major: the channels are added up in four streams.
+//   Limit: the bandwidth at which the weight arrives.
 //
-// Work is split by token blocks and column tiles; see `MatmulPlan`.
+// Work is split by token blocks and stripes of columns; see `MatmulPlan`.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +32,11 @@ namespace btr {
 struct MatmulArgs {
   const uint8_t* bits;
   const void* weight;
-  DType weight_type;         // f32, f16, bf16, i8
-  const float* scale;        // (d,) or null for 1
-  const float* row_scale;    // (n,) or null for 1
+  DType weight_type;   // f32, f16, bf16; channel-major also i16, i8
+  bool channel_major;  // (d, n) instead of (n, d)
+  const float* scale;     // (d,) or null for 1; null for a channel-major weight, which has it folded in
+  const float* factors;   // (factor_blocks, n) with i16 and i8
+  int64_t factor_blocks;  // ceil(d / 64) with i16, 1 with i8
   const float* bias;         // (n,) or null for 0
   const float* token_scale;  // (m,) or null for 1
   void* out;
@@ -36,19 +44,23 @@ struct MatmulArgs {
   int64_t m, n, d;
 };
 
+inline int64_t groups_for(int64_t channels) { return (channels + 63) / 64; }
+
 // Independent pieces of one product: piece i covers token block i / column_parts and column part i % column_parts.
 struct MatmulPlan {
-  bool lookup;
+  int table_bits;        // channels a table, or 0 for the way of few tokens
   int64_t block;         // tokens a block
   int64_t blocks;        // ceil(m / block)
-  int64_t column_parts;  // parts into which the columns are split, at tile boundaries
+  bool streaming;        // write results past the caches
+  int64_t column_parts;  // parts into which the columns are split, at stripes
   int64_t pieces() const { return blocks * column_parts; }
 };
 
 struct MatmulKernels {
-  static constexpr int kTile = 16;         // columns a table: one cache line of float32
-  static constexpr int kGroup = 64;        // channels a set of tables: 16 groups of 4, 16 KB
-  static constexpr int64_t kDotTokens = 12;  // tokens a block of the dot kernel
+  static constexpr int kGroup = 64;                     // channels a set of tables: a word of bits
+  static constexpr int64_t kByteChannels = 4 * kGroup;  // channels of int8 that int16 sums hold
+  static constexpr int kStripe = 64;                    // columns written at once
+  static constexpr int64_t kFewTokens = 16;             // tokens that are expanded at once, to stay near L1
 
   // Pieces [begin, end) of the plan.
   void (*run)(const MatmulArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end);

@@ -48,6 +48,7 @@ inline DType dtype_of(const char* name, const Tensor& t, std::initializer_list<D
       case ScalarType::BFloat16: return DType::bf16;
       case ScalarType::Bool: return DType::boolean;
       case ScalarType::Char: return DType::i8;
+      case ScalarType::Short: return DType::i16;
       default: return std::nullopt;
     }
   }(t.scalar_type());

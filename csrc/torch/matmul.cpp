@@ -12,20 +12,27 @@
 namespace btr {
 namespace {
 
-void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scale, Optional bias, Optional token_scale,
-                   Tensor out) {
-  STD_TORCH_CHECK(weight.dim() == 2, "weight: expected (N, d)");
+// A weight (N, d), or channel-major (d, N) as `prepare_weight` makes it; integers come with factors (blocks, N).
+void unpack_matmul(Tensor bits, Tensor weight, bool channel_major, Optional scale, Optional factors, Optional bias,
+                   Optional token_scale, Tensor out) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight: expected two dimensions");
   MatmulArgs args{};
-  args.n = weight.size(0);
-  args.d = weight.size(1);
-  STD_TORCH_CHECK(args.d >= 1, "weight: expected (N, d) with d >= 1");
+  args.channel_major = channel_major;
+  args.n = weight.size(channel_major ? 1 : 0);
+  args.d = weight.size(channel_major ? 0 : 1);
+  STD_TORCH_CHECK(args.d >= 1, "weight: expected d >= 1");
   args.m = rows_of(bits);
-  args.weight_type = dtype_of("weight", weight, {DType::f32, DType::f16, DType::bf16, DType::i8});
+  args.weight_type = dtype_of("weight", weight, {DType::f32, DType::f16, DType::bf16, DType::i16, DType::i8});
   args.out_type = dtype_of("out", out, {DType::f32, DType::f16, DType::bf16});
+  const bool integers = args.weight_type == DType::i16 || args.weight_type == DType::i8;
+  STD_TORCH_CHECK(integers == factors.has_value(), "factors: expected with a weight of integers, and only with one");
+  STD_TORCH_CHECK(channel_major || !integers, "weight: expected integers channel-major");
+  STD_TORCH_CHECK(!channel_major || !scale, "scale: expected to be folded into a channel-major weight");
+  if (integers) args.factor_blocks = args.weight_type == DType::i8 ? 1 : groups_for(args.d);
   args.bits = read<uint8_t>("bits", bits, ScalarType::Byte, args.m * bytes_for(args.d));
   args.weight = read<char>("weight", weight, args.n * args.d);
   args.scale = read_floats("scale", scale, args.d);
-  args.row_scale = read_floats("row_scale", row_scale, args.n);
+  args.factors = read_floats("factors", factors, args.factor_blocks * args.n);
   args.bias = read_floats("bias", bias, args.n);
   args.token_scale = read_floats("token_scale", token_scale, args.m);
   args.out = write<char>("out", out, args.m * args.n);
@@ -37,7 +44,7 @@ void unpack_matmul(Tensor bits, Tensor weight, Optional scale, Optional row_scal
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
-  m.def("unpack_matmul(Tensor bits, Tensor weight, Tensor? scale, Tensor? row_scale, Tensor? bias, "
+  m.def("unpack_matmul(Tensor bits, Tensor weight, bool channel_major, Tensor? scale, Tensor? factors, Tensor? bias, "
         "Tensor? token_scale, Tensor(a!) out) -> ()");
 }
 

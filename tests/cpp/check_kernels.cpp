@@ -12,6 +12,7 @@
 
 #include "bits/bits.h"
 #include "core/isa.h"
+#include "core/tuning.h"
 #include "hamming/hamming.h"
 #include "matmul/matmul.h"
 #include "merging/merging.h"
@@ -137,39 +138,58 @@ void check_bits(int64_t rows, int64_t d, const std::string& at) {
     }
 }
 
-void check_matmul(int64_t m, int64_t n, int64_t d, const std::string& at) {
+// `type`: f32 in both layouts, or integers channel-major.
+void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_major, const std::string& at) {
+  const int64_t groups = groups_for(d);
   auto bits = random_bytes(m * bytes_for(d));
   auto weight = random_floats(n * d), scale = random_floats(d), bias = random_floats(n), token_scale = random_floats(m);
-  auto row_scale = random_floats(n), out = exact<float>(m * n);
-  auto small = exact<int8_t>(n * d);
-  for (int64_t i = 0; i < n * d; ++i) small[size_t(i)] = int8_t(random_bits() % 255 - 127);
-  for (bool int8 : {false, true}) {
-    MatmulArgs args{};
-    args.bits = bits.get();
-    args.weight = int8 ? static_cast<const void*>(small.get()) : weight.get();
-    args.weight_type = int8 ? DType::i8 : DType::f32;
-    args.scale = int8 ? nullptr : scale.get();
-    args.row_scale = int8 ? row_scale.get() : nullptr;
-    args.bias = bias.get();
-    args.token_scale = token_scale.get();
-    args.out = out.get();
-    args.m = m, args.n = n, args.d = d;
-    const MatmulPlan plan = plan_matmul(args, 3);
-    matmul_kernels().run(args, plan, 0, plan.pieces());
-    bool ok = true;
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j) {
-        double sum = 0;
-        for (int64_t c = 0; c < d; ++c) {
-          const double v = int8 ? small[size_t(j * d + c)] * double(row_scale[size_t(j)])
-                                : weight[size_t(j * d + c)] * double(scale[size_t(c)]);
-          sum += bit(bits.get() + i * bytes_for(d), c) ? v : -v;
-        }
-        const double tolerance = 1e-5 * std::sqrt(double(d)) * (int8 ? 127 : 1);
-        ok &= close(out[size_t(i * n + j)], sum * token_scale[size_t(i)] + bias[size_t(j)], tolerance);
-      }
-    expect(ok, "matmul " + at);
+  auto factors = random_floats(groups * n), out = exact<float>(m * n);
+  auto bytes = exact<int8_t>(n * d);
+  auto shorts = exact<int16_t>(n * d);
+  for (int64_t i = 0; i < n * d; ++i) {
+    bytes[size_t(i)] = int8_t(random_bits() % 255 - 127);
+    shorts[size_t(i)] = int16_t(random_bits() % 1023 - 511);
   }
+  const bool floats = type == DType::f32;
+  MatmulArgs args{};
+  args.bits = bits.get();
+  args.weight = type == DType::i8    ? static_cast<const void*>(bytes.get())
+                : type == DType::i16 ? static_cast<const void*>(shorts.get())
+                                     : weight.get();
+  args.weight_type = type;
+  args.channel_major = channel_major;
+  args.scale = channel_major ? nullptr : scale.get();
+  args.factors = floats ? nullptr : factors.get();
+  args.factor_blocks = floats ? 0 : type == DType::i8 ? 1 : groups;
+  args.bias = bias.get();
+  args.token_scale = token_scale.get();
+  args.out = out.get();
+  args.m = m, args.n = n, args.d = d;
+  const MatmulPlan plan = plan_matmul(args, 3);
+  matmul_kernels().run(args, plan, 0, plan.pieces());
+  bool ok = true;
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0, size = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        const size_t at_weight = size_t(channel_major ? c * n + j : j * d + c);
+        const double v = type == DType::i8    ? bytes[at_weight] * double(factors[size_t(j)])
+                         : type == DType::i16 ? shorts[at_weight] * double(factors[size_t(c / 64 * n + j)])
+                                              : weight[at_weight] * (channel_major ? 1.0 : double(scale[size_t(c)]));
+        sum += bit(bits.get() + i * bytes_for(d), c) ? v : -v;
+        size += std::fabs(v);
+      }
+      ok &= close(out[size_t(i * n + j)], sum * token_scale[size_t(i)] + bias[size_t(j)], 1e-6 * (size + 1));
+    }
+  expect(ok, "matmul " + at);
+}
+
+void check_all_matmuls(int64_t m, int64_t n, int64_t d, const std::string& name) {
+  const std::string at = name + " m " + std::to_string(m) + " n " + std::to_string(n) + " d " + std::to_string(d);
+  check_matmul(m, n, d, DType::f32, false, at + " row-major");
+  check_matmul(m, n, d, DType::f32, true, at + " channel-major");
+  check_matmul(m, n, d, DType::i16, true, at + " int16");
+  check_matmul(m, n, d, DType::i8, true, at + " int8");
 }
 
 int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
@@ -281,11 +301,19 @@ int main() {
     set_isa(name);
     for (int64_t d : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 100, 128, 129})
       for (int64_t rows : {0, 1, 3}) check_bits(rows, d, name + " rows " + std::to_string(rows) + " d " + std::to_string(d));
-    for (int64_t d : {1, 8, 63, 64, 65, 200})
-      for (int64_t m : {1, 2, 5, 12, 13, 40})
-        for (int64_t n : {1, 3, 16, 17, 50})
-          check_matmul(m, n, d, name + " m " + std::to_string(m) + " n " + std::to_string(n) + " d " + std::to_string(d));
-    check_matmul(1030, 18, 70, name + " two blocks");
+    for (int64_t d : {1, 63, 64, 65, 300})
+      for (int64_t m : {1, 2, 5, 13, 22})
+        for (int64_t n : {1, 17, 50, 66}) check_all_matmuls(m, n, d, name);
+    set_tuning("matmul.streaming_bytes", 0);
+    for (const char* bits : {"4", "5"}) {
+      set_tuning("matmul.wide_tables_tokens", *bits == '4' ? 1 << 20 : 0);
+      check_all_matmuls(21, 128, 70, name + " streaming, tables of " + bits);
+    }
+    set_tuning("matmul.streaming_bytes", std::nullopt);
+    set_tuning("matmul.wide_tables_tokens", std::nullopt);
+    set_tuning("matmul.block_tokens", 1000);
+    check_all_matmuls(1030, 18, 65, name + " two blocks");
+    set_tuning("matmul.block_tokens", std::nullopt);
     for (int64_t w : {1, 7, 8, 9, 96})
       for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
     // Every number of registers of a block of b, a token of several chunks, and one too wide for 16-bit distances.

@@ -200,7 +200,7 @@ def _sign_scale_backward_free(grad_out, x, scale, norm, eps, grad, limit):
 
 
 def _columns(picks):
-    return picks.choice((0, 1, 15, 16, 17, 33))
+    return picks.choice((0, 1, 15, 16, 17, 65))
 
 
 def _epilogue(picks, shape, n):
@@ -232,16 +232,21 @@ def _finite(values):
 
 def _unpack_matmul_prepared(picks, tokens, d):
     shape, n = leading(picks, tokens), _columns(picks)
-    if picks.choice((False, True)):
-        data, precision = picks.integers((n, d), -127, 127, torch.int8), "int8"
-        row_scale = picks.floats((n,), torch.float32)
+    precision = picks.choice(("exact", "fast", "int8"))
+    if precision == "exact":
+        data, factors = picks.floats((d, n)), None
+    elif precision == "fast":
+        # The absolute values of the 64 channels of a block sum to less than 2^15.
+        data, factors = picks.integers((d, n), -511, 511, torch.int16), picks.floats((-(-d // 64), n), torch.float32)
     else:
-        data, precision, row_scale = picks.floats((n, d)), picks.choice(("exact", "fast")), None
-    return picks.bits((*shape, bytes_for(d))), data, row_scale, precision, *_epilogue(picks, shape, n)
+        data, factors = picks.integers((d, n), -127, 127, torch.int8), picks.floats((1, n), torch.float32)
+    return picks.bits((*shape, bytes_for(d))), data, factors, precision, *_epilogue(picks, shape, n)
 
 
-def _unpack_matmul_prepared_terms(bits, data, row_scale, precision, bias, token_scale, out_dtype):
-    weight = data.astype(np.float64) if row_scale is None else data * row_scale[:, None]
+def _unpack_matmul_prepared_terms(bits, data, factors, precision, bias, token_scale, out_dtype):
+    weight = data.T.astype(np.float64)
+    if factors is not None:
+        weight = weight * np.repeat(factors, len(data) if precision == "int8" else 64, axis=0)[: len(data)].T
     return _unpack_matmul_terms(bits, weight, None, bias, token_scale, out_dtype)
 
 
@@ -382,9 +387,9 @@ OPERATORS = {
             _unpack_matmul_prepared,
             defined.unpack_matmul_prepared,
             _unpack_matmul_prepared_terms,
-            public=lambda bits, data, row_scale, precision, bias, token_scale, out_dtype: bk.unpack_matmul(
+            public=lambda bits, data, factors, precision, bias, token_scale, out_dtype: bk.unpack_matmul(
                 bits,
-                bk.PreparedWeight(data, row_scale, precision, torch.float32),
+                bk.PreparedWeight(data, factors, precision, torch.float32),
                 bias=bias,
                 token_scale=token_scale,
                 out_dtype=out_dtype,

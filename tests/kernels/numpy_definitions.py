@@ -150,9 +150,19 @@ def unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype=None):
     return (out,)
 
 
-def unpack_matmul_prepared(bits, data, row_scale, precision, bias, token_scale, out_dtype=None):
-    weight = data.astype(np.float64) if row_scale is None else data * row_scale[:, None]
-    return unpack_matmul(bits, weight, None, bias, token_scale)
+def unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype=None):
+    if factors is None:
+        return unpack_matmul(bits, data.T.astype(np.float64), None, bias, token_scale)
+    block = len(data) if precision == "int8" else 64
+    sums = 0
+    for i, row in enumerate(factors.astype(np.float64)):
+        # The other channels count nothing.
+        part = np.zeros_like(data, dtype=np.float64)
+        part[i * block : (i + 1) * block] = data[i * block : (i + 1) * block]
+        sums = sums + unpack_matmul(bits, part.T, None, None, None)[0] * row
+    if token_scale is not None:
+        sums = sums * token_scale[..., None]
+    return (sums if bias is None else sums + bias,)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> int:

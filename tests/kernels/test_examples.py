@@ -116,16 +116,53 @@ def test_topk_ties_go_to_the_lowest_index(implementation):
     assert near.indices.tolist() == [[3, 1, 2, 4, 0]] and near.distances.tolist() == [[0, 1, 1, 1, 2]]
 
 
-@pytest.mark.parametrize("precision, limit", [("exact", 1e-6), ("fast", 1e-3), ("int8", 1.2e-2)])
-def test_prepared_weights_keep_their_promised_error(precision, limit, implementation):
+def _heavy_tailed(*shape):
+    return torch.randn(shape) / torch.rand(shape).clamp(min=1e-3)
+
+
+def _equal_sizes(*shape):
+    return torch.randn(shape).sign() * 0.3
+
+
+# "int8" promises its error for Gaussian weights only: one factor a row does not fit heavy tails.
+@pytest.mark.parametrize(
+    "precision, limit, draw",
+    [
+        ("exact", 1e-6, torch.randn),
+        ("exact", 1e-6, _heavy_tailed),
+        ("fast", 6e-4, torch.randn),
+        ("fast", 6e-4, _heavy_tailed),
+        ("fast", 6e-4, _equal_sizes),
+        ("int8", 1.2e-2, torch.randn),
+    ],
+)
+def test_prepared_weights_keep_their_promised_error(precision, limit, draw, implementation):
     torch.manual_seed(0)
-    weight, scale = torch.randn(96, 384), torch.rand(384) + 0.5
+    weight, scale = draw(96, 384), torch.rand(384) + 0.5
     x = torch.randn(200, 384)
     prepared = bk.prepare_weight(weight, scale, precision)
     exact = (torch.where(x >= 0, 1.0, -1.0).double() * scale.double()) @ weight.double().T
     got = bk.unpack_matmul(bk.pack_bits(x), prepared).double()
     assert (got - exact).norm() / exact.norm() <= limit
     assert prepared.shape == (96, 384) and prepared.precision == precision
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1.0, 3e38])
+def test_fast_sums_never_overflow(size, implementation):
+    """All weights and all bits of one sign drive the 16-bit sums as far as they can go."""
+    weight = torch.full((3, 200), size)
+    weight[1] = 0
+    weight[2] = -size
+    prepared = bk.prepare_weight(weight, precision="fast")
+    blocks = torch.nn.functional.pad(prepared.data.int(), (0, 0, 0, 56)).view(4, 64, 3)
+    assert int(blocks.abs().sum(1).max()) < 2**15
+    bits = torch.full((9, 25), 255, dtype=torch.uint8)
+    got = bk.unpack_matmul(bits, prepared).double()
+    expected = weight.double().sum(1).expand(9, 3)
+    if size == 3e38:
+        assert got.isinf()[:, [0, 2]].all()  # as float32 sums do
+    else:
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-36)
 
 
 def test_prepared_weight_is_a_copy_and_immutable():

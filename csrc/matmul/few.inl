@@ -1,0 +1,207 @@
+// The kernels of matmul.h for few tokens.
+#include <algorithm>
+#include <type_traits>
+
+#include "core/rows.h"
+#include "core/scratch.h"
+#include "matmul/matmul.h"
+#include "matmul/vectors.inl"
+
+namespace btr::BTR_ISA_NAMESPACE {
+
+inline float sum_of(Floats v) {
+  float sums[kLanes<float>];
+  store(sums, v);
+  for (int step = kLanes<float> / 2; step; step /= 2)
+    for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
+  return sums[0];
+}
+
+// +-scale of every channel of a token.
+inline void expand_token(const MatmulArgs& args, const uint8_t* bits, float* expanded) {
+  for (int64_t c = 0; c < args.d; c += 8) {
+    const unsigned byte = bits[c / 8];
+    const int64_t count = args.d - c < 8 ? args.d - c : 8;
+    for (int64_t i = 0; i < count; ++i) {
+      const float s = args.scale ? args.scale[c + i] : 1.0f;
+      expanded[c + i] = byte >> i & 1 ? s : -s;
+    }
+  }
+}
+
+// --- Row-major weights: dot products.
+
+// sums[row][token] of `Rows` weight rows times `Tokens` expanded tokens. More of both in registers means fewer loads for
+// each multiply-add: 7 for 12 here at 3 x 4.
+template <int Rows, int Tokens>
+BTR_INLINE void dot_rows(const float* tokens, int64_t stride, const float* const* rows, int64_t d, float* sums) {
+  // An FMA takes four cycles and two start in each: with few tokens, several sums a product keep them busy.
+  constexpr int kChains = Rows * Tokens < 8 ? 8 / (Rows * Tokens) : 1, kStep = kLanes<float> * kChains;
+  Floats lanes[Rows][Tokens][kChains] = {};
+  int64_t c = 0;
+  for (; c + kStep <= d; c += kStep) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kChains; ++k) {
+      Floats w[Rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        // Into the rows after these: a row is too short for the hardware to fetch ahead in time.
+        if (k % (64 / kVectorBytes) == 0) __builtin_prefetch(rows[r] + Rows * d + c + kLanes<float> * k);
+        w[r] = load(rows[r] + c + kLanes<float> * k);
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) {
+        const Floats x = load(tokens + t * stride + c + kLanes<float> * k);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) lanes[r][t][k] += x * w[r];
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int t = 0; t < Tokens; ++t) {
+      Floats v = lanes[r][t][0];
+      for (int k = 1; k < kChains; ++k) v += lanes[r][t][k];
+      float sum = sum_of(v);
+      for (int64_t i = c; i < d; ++i) sum += tokens[t * stride + i] * rows[r][i];
+      sums[r * Tokens + t] = sum;
+    }
+  }
+}
+
+// `Rows` rows from `n` on, for all tokens of the block.
+template <int Rows, typename W>
+void dot_columns(const MatmulArgs& args, const float* expanded, int64_t stride, int64_t token, int64_t tokens,
+                 int64_t n, float* converted) {
+  const float* rows[Rows];
+  for (int r = 0; r < Rows; ++r)
+    rows[r] = load_row(static_cast<const W*>(args.weight) + (n + r) * args.d, args.d, converted + r * stride);
+  const auto finish = [&](int64_t first, int64_t count, const float* sums) {
+    with_float_type(args.out_type, [&](auto* type) {
+      using Out = std::remove_pointer_t<decltype(type)>;
+      for (int r = 0; r < Rows; ++r) {
+        const float bias = args.bias ? args.bias[n + r] : 0.0f;
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t m = token + first + t;
+          const float token_scale = args.token_scale ? args.token_scale[m] : 1.0f;
+          static_cast<Out*>(args.out)[m * args.n + n + r] = from_float<Out>(sums[r * count + t] * token_scale + bias);
+        }
+      }
+    });
+  };
+  float sums[Rows * 4];
+  int64_t t = 0;
+  for (; t + 4 <= tokens; t += 4) {
+    dot_rows<Rows, 4>(expanded + t * stride, stride, rows, args.d, sums);
+    finish(t, 4, sums);
+  }
+  if (t + 2 <= tokens) {
+    dot_rows<Rows, 2>(expanded + t * stride, stride, rows, args.d, sums);
+    finish(t, 2, sums);
+    t += 2;
+  }
+  if (t < tokens) {
+    dot_rows<Rows, 1>(expanded + t * stride, stride, rows, args.d, sums);
+    finish(t, 1, sums);
+  }
+}
+
+template <typename W>
+void dot_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
+  // Three rows at once save loads. A single token saves none, and reads a weight from memory faster in one stream.
+  constexpr int kRows = 3;
+  const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
+  float* expanded = scratch.get<float>(tokens * stride);
+  float* converted = scratch.get<float>(kRows * stride);
+  for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
+  int64_t n = first;
+  if (tokens > 1)
+    for (; n + kRows <= last; n += kRows) dot_columns<kRows, W>(args, expanded, stride, token, tokens, n, converted);
+  for (; n < last; ++n) dot_columns<1, W>(args, expanded, stride, token, tokens, n, converted);
+}
+
+// --- Channel-major weights: sums of channels, without one product or one sum across lanes.
+
+// Channels read at once: as many streams from memory, and a load and a store of the sums for four additions.
+constexpr int kStreams = 4;
+
+// sums[token][column] += the signed sum of `kStreams` channels, for `Tokens` tokens and columns [0, columns).
+template <int Tokens, typename W>
+BTR_INLINE void add_channels(const W* weight, int64_t stride, int64_t columns, const float* const* signs, float* sums,
+                             int64_t sums_stride) {
+  Floats x[Tokens][kStreams];
+  for (int t = 0; t < Tokens; ++t)
+    for (int k = 0; k < kStreams; ++k) x[t][k] = Floats{} + signs[t][k];
+  int64_t j = 0;
+  for (; j + kLanes<float> <= columns; j += kLanes<float>) {
+    Floats w[kStreams];
+#pragma GCC unroll 4
+    for (int k = 0; k < kStreams; ++k) w[k] = load_floats(weight + k * stride + j);
+#pragma GCC unroll 2
+    for (int t = 0; t < Tokens; ++t) {
+      float* sum = sums + t * sums_stride + j;
+      store(sum, load(sum) + ((w[0] * x[t][0] + w[1] * x[t][1]) + (w[2] * x[t][2] + w[3] * x[t][3])));
+    }
+  }
+  for (; j < columns; ++j)
+    for (int t = 0; t < Tokens; ++t)
+      for (int k = 0; k < kStreams; ++k)
+        sums[t * sums_stride + j] += float(to_float(weight[k * stride + j])) * signs[t][k];
+}
+
+template <typename W>
+void few_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
+  constexpr bool kInteger = std::is_integral_v<W>;
+  // The sums of a strip of columns stay in L1.
+  const int64_t strip = std::max<int64_t>(4096 / tokens / 16 * 16, 64);
+  const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
+  float* expanded = scratch.get<float>(tokens * stride);
+  float* sums = scratch.get<float>(tokens * strip);
+  float* totals = kInteger ? scratch.get<float>(tokens * strip) : sums;
+  for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
+  // Sums of integers are exact, since they stay below 2^24; their factors apply to `block` channels each.
+  const int64_t block = args.factor_blocks > 1 ? MatmulKernels::kGroup : args.d;
+  const W* weight = static_cast<const W*>(args.weight);
+  for (int64_t column = first; column < last; column += strip) {
+    const int64_t columns = std::min(strip, last - column);
+    std::fill(totals, totals + tokens * strip, 0.0f);
+    for (int64_t begin = 0; begin < args.d; begin += block) {
+      const int64_t end = std::min(begin + block, args.d);
+      if (kInteger) std::fill(sums, sums + tokens * strip, 0.0f);
+      for (int64_t c = begin; c < end; c += kStreams) {
+        const W* rows = weight + c * args.n + column;
+        if (c + kStreams <= end) {
+          int64_t t = 0;
+          for (; t + 2 <= tokens; t += 2) {
+            const float* signs[] = {expanded + t * stride + c, expanded + (t + 1) * stride + c};
+            add_channels<2>(rows, args.n, columns, signs, sums + t * strip, strip);
+          }
+          if (t < tokens) {
+            const float* signs[] = {expanded + t * stride + c};
+            add_channels<1>(rows, args.n, columns, signs, sums + t * strip, strip);
+          }
+        } else {
+          for (int64_t i = c; i < end; ++i)
+            for (int64_t t = 0; t < tokens; ++t)
+              for (int64_t j = 0; j < columns; ++j)
+                sums[t * strip + j] += to_float(weight[i * args.n + column + j]) * expanded[t * stride + i];
+        }
+      }
+      if (kInteger) {
+        const float* factors = args.factors + begin / block * args.n + column;
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * sums[t * strip + j];
+      }
+    }
+    with_float_type(args.out_type, [&](auto* type) {
+      using Out = std::remove_pointer_t<decltype(type)>;
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float token_scale = args.token_scale ? args.token_scale[token + t] : 1.0f;
+        Out* out = static_cast<Out*>(args.out) + (token + t) * args.n + column;
+        for (int64_t j = 0; j < columns; ++j)
+          out[j] = from_float<Out>(totals[t * strip + j] * token_scale + (args.bias ? args.bias[column + j] : 0.0f));
+      }
+    });
+  }
+}
+
+}  // namespace btr::BTR_ISA_NAMESPACE

@@ -1,0 +1,110 @@
+// Vectors as wide as the instruction set of the including file, through the compiler's vector extension.
+#pragma once
+
+#include <cstdint>
+
+#include "core/rows.h"
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12, in its own AVX-512 headers
+
+#define BTR_INLINE inline __attribute__((always_inline))
+
+namespace btr::BTR_ISA_NAMESPACE {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float Type __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<int16_t> {
+  typedef int16_t Type __attribute__((vector_size(kVectorBytes)));
+  typedef int16_t Unaligned __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::Type;
+using Floats = Vector<float>;
+using Shorts = Vector<int16_t>;
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+// All of these are always inlined: a vector that crossed a call would be passed as the instruction set has it.
+template <typename T>
+BTR_INLINE Vector<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::Unaligned*>(p);
+}
+template <typename T>
+BTR_INLINE void store(T* p, Vector<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::Unaligned*>(p) = v;
+}
+
+// As many values of a weight's type as there are floats in a vector, as floats.
+BTR_INLINE Floats load_floats(const float* p) { return load(p); }
+template <typename T>
+BTR_INLINE Floats load_floats(const T* p) {
+  Floats v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+
+#if defined(__AVX512F__)
+BTR_INLINE Floats load_floats(const int16_t* p) {
+  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+}
+BTR_INLINE Floats load_floats(const int8_t* p) {
+  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+}
+BTR_INLINE Floats load_floats(const half_t* p) {
+  return Floats(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+BTR_INLINE Floats load_floats(const bfloat16_t* p) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return Floats(_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
+}
+#elif defined(__AVX2__)
+BTR_INLINE Floats load_floats(const int16_t* p) {
+  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+}
+BTR_INLINE Floats load_floats(const int8_t* p) {
+  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+}
+BTR_INLINE Floats load_floats(const half_t* p) {
+  return Floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+BTR_INLINE Floats load_floats(const bfloat16_t* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return Floats(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
+}
+#endif
+
+// The lower (half 0) or upper (half 1) lanes of a vector of int16, as floats.
+template <int Half>
+BTR_INLINE Floats widen(Shorts v) {
+#if defined(__AVX512F__)
+  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(__m512i(v), Half))));
+#elif defined(__AVX2__)
+  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(__m256i(v), Half))));
+#else
+  Floats f;
+  for (int i = 0; i < kLanes<float>; ++i) f[i] = float(v[Half * kLanes<float> + i]);
+  return f;
+#endif
+}
+
+}  // namespace btr::BTR_ISA_NAMESPACE
