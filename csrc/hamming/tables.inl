@@ -54,10 +54,11 @@ static constexpr PairTables kPairTables = make_pair_tables();
 
 // Tokens are taken in chunks of bytes whose transposed block of b stays in L1.
 struct TableChunks {
+  static constexpr int64_t kMost = 128;
   int64_t bytes, count;
 
   explicit TableChunks(int64_t w) {
-    constexpr int64_t kMost = 128, kColumn = 32;
+    constexpr int64_t kColumn = 32;
     count = (w + kMost - 1) / kMost;
     bytes = ((w + count - 1) / count + kColumn - 1) / kColumn * kColumn;
     count = (w + bytes - 1) / bytes;
@@ -91,13 +92,29 @@ inline int64_t odd_nibbles(const uint8_t* row, int64_t w) {
 }
 
 // Byte offsets into kPairTables of the nibbles of rows a0 and a1, with zeros up to a whole step.
-inline void index_pair(const uint8_t* __restrict a0, const uint8_t* __restrict a1, int64_t bytes,
-                       uint16_t* __restrict index) {
-  for (int64_t i = 0; i < bytes; ++i) {
+inline void index_pair(const uint8_t* a0, const uint8_t* a1, int64_t bytes, uint16_t* index) {
+  const __m256i low = _mm256_set1_epi8(0x0f), zero = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= bytes; i += 32) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a0 + i));
+    const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a1 + i));
+    const __m256i first = _mm256_or_si256(_mm256_and_si256(x, low), _mm256_slli_epi16(_mm256_and_si256(y, low), 4));
+    const __m256i second = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, 4), low), _mm256_andnot_si256(low, y));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i v = half ? _mm256_unpackhi_epi8(first, second) : _mm256_unpacklo_epi8(first, second);
+      const __m256i front = _mm256_srli_epi16(_mm256_unpacklo_epi8(zero, v), 4);
+      const __m256i back = _mm256_srli_epi16(_mm256_unpackhi_epi8(zero, v), 4);
+      auto* to = reinterpret_cast<__m256i*>(index + 2 * i + 16 * half);
+      _mm256_storeu_si256(to, _mm256_permute2x128_si256(front, back, 0x20));
+      _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(front, back, 0x31));
+    }
+  }
+  for (; i < bytes; ++i) {
     index[2 * i] = uint16_t((a0[i] & 0x0f) << 4 | (a1[i] & 0x0f) << 8);
     index[2 * i + 1] = uint16_t((a0[i] & 0xf0) | (a1[i] & 0xf0) << 4);
   }
-  for (int64_t i = 2 * bytes; i < TableChunks::steps(bytes) * kStep; ++i) index[i] = 0;
+  for (i = 2 * bytes; i < TableChunks::steps(bytes) * kStep; ++i) index[i] = 0;
 }
 
 // 8x8 transposition of 16-bit values in each half of the registers.
@@ -261,13 +278,13 @@ inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& u
   at_once = at_once < kLeastRows ? kLeastRows : at_once < kMostRows ? at_once : kMostRows;
   if (at_once > a.count) at_once = (a.count + 1) / 2 * 2;
 
+  // On the stack what always fits: allocations count when a passage takes microseconds.
+  constexpr int64_t kMostSteps = (2 * TableChunks::kMost + kStep - 1) / kStep;
+  alignas(64) uint8_t block[kMostSteps * kStep * kTableColumns];
+  alignas(64) uint16_t odd_b[kTableColumns], missing[kTableColumns], odd_a[kMostRows], pair_distances[2 * kTableColumns];
   Scratch scratch;
   uint16_t* index = scratch.get<uint16_t>(at_once / 2 * index_size);
-  uint16_t* odd_a = scratch.get<uint16_t>(at_once);
-  uint16_t* odd_b = scratch.get<uint16_t>(kTableColumns);
-  uint16_t* missing = scratch.get<uint16_t>(kTableColumns);
-  uint16_t* distances = scratch.get<uint16_t>((chunks.count > 1 ? at_once : 2) * kTableColumns);
-  uint8_t* block = scratch.get<uint8_t>(steps * kStep * kTableColumns);
+  uint16_t* distances = chunks.count > 1 ? scratch.get<uint16_t>(at_once * kTableColumns) : pair_distances;
   for (int64_t i = 0; i < a.count; i += at_once) {
     const int64_t rows = a.count - i < at_once ? a.count - i : at_once, pairs = (rows + 1) / 2;
     for (int64_t p = 0; p < pairs; ++p) {
@@ -299,7 +316,8 @@ inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& u
           if (c + 1 < chunks.count) continue;
           for (int64_t row = 0; row < 2 && 2 * p + row < rows; ++row) {
             uint16_t* found = out + row * kTableColumns;
-            for (int64_t column = 0; column < kTableColumns; ++column) found[column] |= missing[column];
+            if (count % 64)
+              for (int64_t column = count / 64 * 64, t = 0; t < 64; ++t) found[column + t] |= missing[column + t];
             for (int64_t half = 0; half < count; half += 64)
               use(i + 2 * p + row, j + half, count - half < 64 ? count - half : 64, found + half);
           }

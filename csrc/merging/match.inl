@@ -11,8 +11,8 @@ namespace btr::BTR_ISA_NAMESPACE {
 inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot) {
   const int64_t pairs = (m + 1) / 2;
   Scratch scratch;
-  int32_t* best = scratch.get<int32_t>(pairs);
-  int32_t* distance = scratch.get<int32_t>(pairs);
+  int32_t* best = scratch.get<int32_t>(2 * pairs);
+  int32_t* distance = best + pairs;
   for (int64_t a = 0; a < pairs; ++a) distance[a] = INT32_MAX;
   for_each_block({bits, pairs, 2 * w}, {bits + w, m / 2, 2 * w}, w,
                  [&](int64_t a, int64_t b, int64_t count, const auto* block) {
@@ -24,19 +24,16 @@ inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merge
 
   const Cut cut = cut_of_least(pairs, merges, int32_t(8 * w), [&](int64_t a) { return distance[a]; });
   int64_t at_limit = cut.at_limit;
-  bool* merged = scratch.get<bool>(pairs);
-  for (int64_t a = 0; a < pairs; ++a) {
-    const bool equal = distance[a] == cut.limit;
-    merged[a] = distance[a] < cut.limit || (equal && at_limit > 0);
-    at_limit -= equal;
-  }
   int32_t next = 0;
-  for (int64_t t = 0; t < m; ++t) {
-    slot[t] = next;
-    next += t % 2 || !merged[t / 2];
+  for (int64_t a = 0; a < pairs; ++a) {
+    const bool equal = distance[a] == cut.limit, merged = distance[a] < cut.limit || (equal && at_limit > 0);
+    at_limit -= equal;
+    slot[2 * a] = merged ? -1 : next;
+    next += !merged;
+    if (2 * a + 1 < m) slot[2 * a + 1] = next++;
   }
   for (int64_t a = 0; a < pairs; ++a)
-    if (merged[a]) slot[2 * a] = slot[2 * best[a] + 1];
+    if (slot[2 * a] < 0) slot[2 * a] = slot[2 * best[a] + 1];
 }
 
 inline int64_t match(const uint8_t* bits, int64_t length, int64_t w, int64_t keep, int32_t* slot) {
