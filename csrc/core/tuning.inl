@@ -5,10 +5,11 @@
 // declares `tuning().family_name`, called "family.name" by users, with the least value that makes sense, the default on
 // each instruction set, and one sentence for `python -m btr_kernels.env`. Above each line stands what was measured.
 
-// Not measured: a thread should get tens of microseconds of work
-// (one that waits for another spins, which on a busy machine costs both).
-BTR_THRESHOLD(parallel, bytes_per_thread, 1, 32768, 32768, 32768, 32768,
+// AVX2, Zen 3: 512 KB take 20 to 40 us, a few times what waking a thread that spins costs; one that sleeps
+// (OMP_WAIT_POLICY=passive, or a busy machine) takes 100 us or more to come.
+BTR_THRESHOLD(parallel, bytes_per_thread, 1, 524288, 524288, 524288, 524288,
               "no thread is started for fewer bytes than this, read or written")
+// Not measured: tens of microseconds.
 BTR_THRESHOLD(parallel, products_per_thread, 1, 1048576, 1048576, 1048576, 1048576,
               "unpack_matmul starts no thread for fewer multiply-adds than this")
 

@@ -23,12 +23,17 @@ TOKENS, D = 40, 200
 
 @contextmanager
 def torch_threads(count: int):
-    before = torch.get_num_threads()
+    """So many threads of torch, and operators that use them however small the work."""
+    before, thresholds = torch.get_num_threads(), ("parallel.bytes_per_thread", "parallel.products_per_thread")
     torch.set_num_threads(count)
+    for name in thresholds if COMPILED else ():
+        native().set_tuning(name, 1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        for name in thresholds if COMPILED else ():
+            native().set_tuning(name, None)
 
 
 def at_once(*works) -> None:
