@@ -1,36 +1,240 @@
-// bits.h for AVX-512.
+// bits.h for AVX-512. Comparisons give masks, and a mask is the packed bits; the same masks load and store the last
+// channels of a row, which need no loop of their own. Not measured: the streams are those of AVX2.
 #define BTR_ISA_NAMESPACE avx512
+#include <immintrin.h>
+
 #include "bits/generic.inl"
 
-namespace btr {
-namespace {
+namespace btr::avx512 {
 
-void pack(const void* x, DType dtype, int64_t rows, int64_t d, uint8_t* out) {
-  auto run = [&](auto* typed) {
-    for (int64_t r = 0; r < rows; ++r) avx512::pack_row_generic(typed + r * d, d, out + r * bytes_for(d));
-  };
-  if (dtype == DType::boolean) run(static_cast<const bool_t*>(x));
-  avx512::with_float_type(dtype, [&](auto* type) { run(static_cast<const std::remove_pointer_t<decltype(type)>*>(x)); });
+constexpr int kReadStreams = 4, kWriteStreams = 2;
+constexpr int64_t kStreamingBytes = 64;
+inline void fence() { _mm_sfence(); }
+
+// Bits [0, count) of a mask of 64.
+inline uint64_t lowest(int64_t count) { return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1; }
+
+// f(channel, mask, channels) for 64 channels at a time, and for the rest. Inlined twice, so that whole masks vanish.
+template <typename F>
+__attribute__((always_inline)) inline void for_each_64(int64_t count, F&& f) {
+  int64_t c = 0;
+  for (; c + 64 <= count; c += 64) f(c, ~uint64_t(0), int64_t(64));
+  if (c < count) f(c, lowest(count - c), count - c);
 }
 
-void unpack(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
-            const float* token_scale, void* out, DType dtype, bool) {
-  avx512::with_float_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for (int64_t r = 0; r < rows; ++r)
-      avx512::unpack_row_generic(bits + r * bytes_for(d), 0, d, scale, bias, token_scale ? token_scale[r] : 1.0f,
-                                   static_cast<T*>(out) + r * d);
+#define BTR_INLINE inline __attribute__((always_inline))
+
+// --- 16 channels as float32, and 32 of the 16-bit floats as they are; masked channels are 0 and not read.
+
+BTR_INLINE __m512 load_16(__mmask16 k, const float* x) { return _mm512_maskz_loadu_ps(k, x); }
+BTR_INLINE __m512 load_16(__mmask16 k, const half_t* x) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(k, x)); }
+BTR_INLINE __m512 load_16(__mmask16 k, const bfloat16_t* x) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k, x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+template <bool kStreaming>
+BTR_INLINE void store_16(float* out, __mmask16 k, __m512 y) {
+  if constexpr (kStreaming)
+    _mm512_stream_ps(out, y);
+  else
+    _mm512_mask_storeu_ps(out, k, y);
+}
+
+template <bool kStreaming>
+BTR_INLINE void store_16_words(void* out, __mmask16 k, __m256i y) {
+  if constexpr (kStreaming)
+    _mm256_stream_si256(static_cast<__m256i*>(out), y);
+  else
+    _mm256_mask_storeu_epi16(out, k, y);
+}
+
+template <bool kStreaming>
+BTR_INLINE void store_16(half_t* out, __mmask16 k, __m512 y) {
+  store_16_words<kStreaming>(out, k, _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// Rounded to nearest even; NaN stays NaN.
+template <bool kStreaming>
+BTR_INLINE void store_16(bfloat16_t* out, __mmask16 k, __m512 y) {
+  const __m512i u = _mm512_castps_si512(y), upper = _mm512_srli_epi32(u, 16);
+  const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+  const __m512i words = _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
+  store_16_words<kStreaming>(out, k, _mm512_cvtepi32_epi16(words));
+}
+
+// --- Bits of 64 channels.
+
+BTR_INLINE __mmask16 not_negative(__mmask16 k, __m512 x) {
+  return _mm512_mask_cmp_ps_mask(k, x, _mm512_setzero_ps(), _CMP_GE_OQ);
+}
+
+// 16-bit floats are compared as integers: >= 0 is 0..infinity, or exactly -0.
+BTR_INLINE __mmask32 not_negative(__mmask32 k, __m512i x, int16_t infinity) {
+  return _mm512_mask_cmple_epu16_mask(k, x, _mm512_set1_epi16(infinity)) |
+         _mm512_mask_cmpeq_epi16_mask(k, x, _mm512_set1_epi16(int16_t(0x8000)));
+}
+
+struct AsIs {
+  BTR_INLINE uint64_t operator()(uint64_t k, const float* x) const {
+    uint64_t bits = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < 64; v += 16) {
+      const __mmask16 part = __mmask16(k >> v);
+      bits |= uint64_t(not_negative(part, load_16(part, x + v))) << v;
+    }
+    return bits;
+  }
+  BTR_INLINE uint64_t operator()(uint64_t k, const bool_t* x) const {
+    const __m512i v = _mm512_maskz_loadu_epi8(k, x);
+    return _mm512_test_epi8_mask(v, v);
+  }
+  BTR_INLINE uint64_t operator()(uint64_t k, const half_t* x) const { return words(k, x, 0x7c00); }
+  BTR_INLINE uint64_t operator()(uint64_t k, const bfloat16_t* x) const { return words(k, x, 0x7f80); }
+
+ private:
+  template <typename T>
+  BTR_INLINE static uint64_t words(uint64_t k, const T* x, int16_t infinity) {
+    const __mmask32 low = __mmask32(k), high = __mmask32(k >> 32);
+    return not_negative(low, _mm512_maskz_loadu_epi16(low, x), infinity) |
+           uint64_t(not_negative(high, _mm512_maskz_loadu_epi16(high, x + 32), infinity)) << 32;
+  }
+};
+
+struct Centred {
+  explicit Centred(float value) : mean(value) {}
+  template <typename T>
+  BTR_INLINE uint64_t operator()(uint64_t k, const T* x) const {
+    uint64_t bits = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < 64; v += 16) {
+      const __mmask16 part = __mmask16(k >> v);
+      bits |= uint64_t(not_negative(part, _mm512_sub_ps(load_16(part, x + v), _mm512_set1_ps(mean)))) << v;
+    }
+    return bits;
+  }
+  float mean;
+};
+
+template <typename T, typename View>
+BTR_INLINE void pack_channels(const T* x, int64_t count, View view, uint8_t* out) {
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
+    const uint64_t word = view(k, x + c);
+    std::memcpy(out + c / 8, &word, size_t(bytes_for(channels)));
   });
 }
 
-void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps, uint8_t* bits,
-              float* magnitude) {
-  avx512::binarize_generic(x, dtype, rows, d, layer, eps, bits, magnitude, avx512::pack_centred_generic);
+// --- Signs: flipped where the bit is 0.
+
+BTR_INLINE __m512 with_signs(__m512 x, __mmask16 bits) {
+  return _mm512_mask_xor_ps(x, __mmask16(~bits), x, _mm512_set1_ps(-0.0f));
 }
 
-}  // namespace
+BTR_INLINE uint64_t bits_at(const uint8_t* bits, int64_t channels) {
+  uint64_t word = 0;
+  std::memcpy(&word, bits, size_t(bytes_for(channels)));
+  return word;
+}
 
-extern const BitsKernels bits_avx512{pack, unpack, binarize, avx512::sign_scale_generic,
-                                       avx512::sign_scale_backward_generic};
+// scale by the signs `word` of up to 64 channels.
+template <bool kStreaming>
+BTR_INLINE void write_signs(uint64_t word, uint64_t k, const float* scale, float* out) {
+#pragma GCC unroll 4
+  for (int v = 0; v < 64; v += 16) {
+    const __mmask16 part = __mmask16(k >> v);
+    if (part) store_16<kStreaming>(out + v, part, with_signs(load_16(part, scale + v), __mmask16(word >> v)));
+  }
+}
+
+template <bool kStreaming, typename T>
+BTR_INLINE void write_signs(uint64_t word, uint64_t k, const T* scale, T* out) {
+#pragma GCC unroll 2
+  for (int v = 0; v < 64; v += 32) {
+    const __mmask32 part = __mmask32(k >> v);
+    if (!part) continue;
+    const __m512i negative = _mm512_maskz_mov_epi16(__mmask32(~(word >> v)), _mm512_set1_epi16(int16_t(0x8000)));
+    const __m512i y = _mm512_xor_si512(_mm512_maskz_loadu_epi16(part, scale + v), negative);
+    if constexpr (kStreaming)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(out + v), y);
+    else
+      _mm512_mask_storeu_epi16(out + v, part, y);
+  }
+}
+
+template <bool kStreaming, typename T>
+BTR_INLINE void unpack_signs_channels(const uint8_t* bits, int64_t count, const T* scale, T* out) {
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
+    write_signs<kStreaming>(bits_at(bits + c / 8, channels), k, scale + c, out + c);
+  });
+}
+
+template <bool kStreaming, typename T>
+BTR_INLINE void unpack_affine_channels(const uint8_t* bits, int64_t count, const float* scale, const float* bias,
+                                       float factor, T* out) {
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
+    const uint64_t word = bits_at(bits + c / 8, channels);
+#pragma GCC unroll 4
+    for (int v = 0; v < 64; v += 16) {
+      const __mmask16 part = __mmask16(k >> v);
+      if (!part) continue;
+      __m512 y = with_signs(load_16(part, scale + c + v), __mmask16(word >> v));
+      y = _mm512_mul_ps(y, _mm512_set1_ps(factor));
+      if (bias) y = _mm512_add_ps(y, load_16(part, bias + c + v));
+      store_16<kStreaming>(out + c + v, part, y);
+    }
+  });
+}
+
+template <bool kStreaming, typename T, typename View>
+BTR_INLINE void sign_scale_channels(const T* x, int64_t count, View view, const T* scale, T* out) {
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t) __attribute__((always_inline)) {
+    write_signs<kStreaming>(view(k, x + c), k, scale + c, out + c);
+  });
+}
+
+// --- Sums in float64, so that no finite input overflows.
+
+template <typename T, typename Term>
+BTR_INLINE double sum_of(const T* x, int64_t count, Term&& term) {
+  __m512d low = _mm512_setzero_pd(), high = low;
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 64; v += 16) {
+      const __mmask16 part = __mmask16(k >> v);
+      const __m512 y = load_16(part, x + c + v);
+      low = term(__mmask8(part), _mm512_cvtps_pd(_mm512_castps512_ps256(y)), low);
+      high = term(__mmask8(part >> 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(y, 1)), high);
+    }
+  });
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+
+template <typename T>
+double sum(const T* x, int64_t count) {
+  return sum_of(x, count, [](__mmask8, __m512d y, __m512d so_far) __attribute__((always_inline)) {
+    return _mm512_add_pd(so_far, y);
+  });
+}
+
+template <typename T>
+double sum_of_squares(const T* x, int64_t count, float mean) {
+  const __m512d m = _mm512_set1_pd(mean);
+  return sum_of(x, count, [m](__mmask8 k, __m512d y, __m512d so_far) __attribute__((always_inline)) {
+    const __m512d centred = _mm512_maskz_sub_pd(k, y, m);
+    return _mm512_fmadd_pd(centred, centred, so_far);
+  });
+}
+
+}  // namespace btr::avx512
+
+#include "bits/walk.inl"
+
+namespace btr {
+
+extern const BitsKernels bits_avx512{avx512::pack, avx512::unpack, avx512::binarize, avx512::sign_scale,
+                                     avx512::sign_scale_backward_generic};
 
 }  // namespace btr

@@ -31,7 +31,7 @@ std::string avx2_lacks() {
   return missing;
 }
 
-std::string avx512_lacks() {
+[[maybe_unused]] std::string avx512_lacks() {
   std::string missing = avx2_lacks();
   BTR_NEED("avx512f")
   BTR_NEED("avx512bw")
@@ -52,7 +52,9 @@ constexpr Level kLevels[] = {
 #ifdef BTR_HAVE_AVX2
     {Isa::avx2, "avx2", avx2_lacks},
 #endif
-#ifdef BTR_HAVE_AVX512
+#if defined(BTR_HAVE_AVX512) && defined(BTR_EMULATE_AVX512)
+    {Isa::avx512, "avx512", avx2_lacks},
+#elif defined(BTR_HAVE_AVX512)
     {Isa::avx512, "avx512", avx512_lacks},
 #endif
 #ifdef BTR_HAVE_NEON

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
+
 namespace btr::BTR_ISA_NAMESPACE {
 
 inline int count_ones(uint64_t v) {
@@ -23,6 +27,49 @@ inline uint64_t load_word(const uint8_t* p, int64_t count) {
   std::memcpy(&v, p, size_t(count < 8 ? count : 8));
   return v;
 }
+
+#ifdef __ARM_NEON
+
+// Sixteen bytes, or the `count` that are left.
+inline uint8x16_t load_bytes(const uint8_t* p, int64_t count) {
+  if (count >= 16) return vld1q_u8(p);
+  uint8_t bytes[16] = {};
+  std::memcpy(bytes, p, size_t(count));
+  return vld1q_u8(bytes);
+}
+
+// Distances of one a to kRows rows of b, which share the loads of a: an xor, a count of each byte and a pairwise sum
+// for every 16 bytes of a pair.
+template <int kRows>
+inline void distance_to_rows(const uint8_t* a, const uint8_t* b, int64_t stride, int64_t w, int32_t* out) {
+  constexpr int64_t kUntilOverflow = 16 * 4000;  // bytes: each 16 add at most 16 to a lane of 16 bits
+  int64_t total[kRows] = {};
+  for (int64_t begin = 0; begin < w; begin += kUntilOverflow) {
+    const int64_t end = w - begin < kUntilOverflow ? w : begin + kUntilOverflow;
+    uint16x8_t sum[kRows];
+    for (int j = 0; j < kRows; ++j) sum[j] = vdupq_n_u16(0);
+    for (int64_t i = begin; i < end; i += 16) {
+      const uint8x16_t ours = load_bytes(a + i, end - i);
+#pragma GCC unroll 4
+      for (int j = 0; j < kRows; ++j)
+        sum[j] = vpadalq_u8(sum[j], vcntq_u8(veorq_u8(ours, load_bytes(b + j * stride + i, end - i))));
+    }
+    for (int j = 0; j < kRows; ++j) total[j] += vaddlvq_u16(sum[j]);
+  }
+  for (int j = 0; j < kRows; ++j) out[j] = int32_t(total[j]);
+}
+
+inline void distance_1x4(const uint8_t* a, const uint8_t* b, int64_t stride, int64_t w, int32_t out[4]) {
+  distance_to_rows<4>(a, b, stride, w, out);
+}
+
+inline int32_t distance_1x1(const uint8_t* a, const uint8_t* b, int64_t w) {
+  int32_t distance;
+  distance_to_rows<1>(a, b, w, w, &distance);
+  return distance;
+}
+
+#else
 
 // Distances of one a to four rows of b: a's words are loaded once, and the four counts are independent.
 inline void distance_1x4(const uint8_t* a, const uint8_t* b, int64_t stride, int64_t w, int32_t out[4]) {
@@ -54,6 +101,8 @@ inline int32_t distance_1x1(const uint8_t* a, const uint8_t* b, int64_t w) {
   if (i < w) sum += count_ones(load_word(a + i, w - i) ^ load_word(b + i, w - i));
   return int32_t(sum);
 }
+
+#endif
 
 // Distances of one a to n rows of b, which come from memory when a is one of few: four short rows at a time are too
 // many streams for the hardware to follow, so they are fetched ahead.

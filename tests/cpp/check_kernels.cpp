@@ -324,7 +324,7 @@ int main() {
       for (int64_t length : {0, 1, 2, 3, 8, 17, 40})
         for (int64_t keep : {1, 2, 5, 20, 100})
           check_merging(length, w, keep, name + " length " + std::to_string(length) + " keep " + std::to_string(keep));
+    std::printf("%s: %d passed, %d failed\n", name.c_str(), passed, failed);
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }
