@@ -3,15 +3,15 @@
 #include <immintrin.h>
 
 #include "bits/generic.inl"
-#include "bits/streams.inl"
 
-namespace btr {
-namespace {
+namespace btr::avx2 {
 
 // Sequences of addresses in flight (streams.inl), as measured on Zen 3. Streaming stores: more than two sequences of
 // them run out of write-combining buffers, and a kernel that reads little needs only one.
 constexpr int kReadStreams = 4;
 constexpr int kWriteStreams = 2;
+constexpr int64_t kStreamingBytes = 32;
+inline void fence() { _mm_sfence(); }
 
 // How far ahead of its loads a kernel with streaming stores fetches: its stores slow the hardware prefetchers down.
 constexpr int64_t kPrefetchBytes = 1024;
@@ -70,7 +70,7 @@ struct AsIs {
   __m256i operator()(const bfloat16_t* x) const { return not_negative_16(load(x), 0x7f80); }
   template <typename T>
   bool one(T x) const {
-    return avx2::is_positive(x);
+    return is_positive(x);
   }
 };
 
@@ -84,7 +84,7 @@ struct Centred {
   }
   template <typename T>
   bool one(T x) const {
-    return avx2::to_float(x) - _mm256_cvtss_f32(mean) >= 0;
+    return to_float(x) - _mm256_cvtss_f32(mean) >= 0;
   }
 };
 
@@ -113,33 +113,7 @@ inline void pack_channels(const T* x, int64_t count, View view, uint8_t* out) {
     const uint32_t word = bits_of_32(x + c, view);
     std::memcpy(out + c / 8, &word, 4);
   }
-  if (c < count) avx2::pack_channels_generic(x + c, count - c, [view](T value) { return view.one(value); }, out + c / 8);
-}
-
-// --- pack
-
-template <typename T>
-void pack_rows(const T* x, int64_t rows, int64_t d, uint8_t* out) {
-  const auto pack = [&](const T* from, int64_t count, uint8_t* to) { pack_channels(from, count, AsIs{}, to); };
-  if (d % 8) {
-    avx2::for_each_piece<kReadStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
-      pack(x + row * d + c, count, out + row * bytes_for(d) + c / 8);
-    });
-    return;
-  }
-  // Without pad bits the rows are one long row, cut as it suits the memory.
-  const int64_t total = rows * d, part = total / (32 * kReadStreams) * 32, rest = part * kReadStreams;
-  avx2::for_each_piece<kReadStreams, T>(kReadStreams, part, [&](int, int64_t row, int64_t c, int64_t count) {
-    pack(x + row * part + c, count, out + (row * part + c) / 8);
-  });
-  pack(x + rest, total - rest, out + rest / 8);
-}
-
-void pack(const void* x, DType dtype, int64_t rows, int64_t d, uint8_t* out) {
-  if (dtype == DType::boolean) pack_rows(static_cast<const bool_t*>(x), rows, d, out);
-  avx2::with_float_type(dtype, [&](auto* type) {
-    pack_rows(static_cast<const std::remove_pointer_t<decltype(type)>*>(x), rows, d, out);
-  });
+  if (c < count) pack_channels_generic(x + c, count - c, [view](T value) { return view.one(value); }, out + c / 8);
 }
 
 // --- unpack
@@ -195,79 +169,39 @@ inline void store_8(bfloat16_t* out, __m256 y) {
   store_16_bytes<kStreaming>(out, _mm256_castsi256_si128(packed));
 }
 
-// +-scale in the result's dtype: rounding is symmetric, so only the sign is left to do.
-template <typename T, bool kStreaming>
-void unpack_signs(const uint8_t* bits, int64_t rows, int64_t d, const T* scale, T* out) {
-  avx2::for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t begin, int64_t count) {
-    const uint8_t* in = bits + row * bytes_for(d);
-    T* y = out + row * d;
-    int64_t c = begin;
-    for (; c + 32 <= begin + count; c += 32) {
-      const __m256i word = word_at(in + c / 8);
-      for (int k = 0; k < 32 / kLanes<T>; ++k) {
-        const int64_t i = c + k * kLanes<T>;
-        store<kStreaming>(y + i, _mm256_xor_si256(load(scale + i), negative<T>(word, k)));
-      }
+template <bool kStreaming, typename T>
+inline void unpack_signs_channels(const uint8_t* bits, int64_t count, const T* scale, T* out) {
+  int64_t c = 0;
+  for (; c + 32 <= count; c += 32) {
+    const __m256i word = word_at(bits + c / 8);
+    for (int k = 0; k < 32 / kLanes<T>; ++k) {
+      const int64_t i = c + k * kLanes<T>;
+      store<kStreaming>(out + i, _mm256_xor_si256(load(scale + i), negative<T>(word, k)));
     }
-    for (; c < begin + count; ++c) y[c] = avx2::with_sign(scale[c], avx2::bit_of(in, c));
-  });
-}
-
-template <typename T, bool kStreaming, bool kBias>
-void unpack_affine(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
-                   const float* token_scale, T* out) {
-  avx2::for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t begin, int64_t count) {
-    const uint8_t* in = bits + row * bytes_for(d);
-    T* y = out + row * d;
-    const float factor = token_scale ? token_scale[row] : 1.0f;
-    int64_t c = begin;
-    for (; c + 32 <= begin + count; c += 32) {
-      const __m256i word = word_at(in + c / 8);
-      for (int k = 0; k < 4; ++k) {
-        const int64_t i = c + 8 * k;
-        __m256 v = _mm256_xor_ps(_mm256_loadu_ps(scale + i), _mm256_castsi256_ps(negative<float>(word, k)));
-        v = _mm256_mul_ps(v, _mm256_set1_ps(factor));
-        if constexpr (kBias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + i));
-        store_8<kStreaming>(y + i, v);
-      }
-    }
-    avx2::unpack_row_generic(in, c, begin + count, scale, bias, factor, y);
-  });
-}
-
-// Streaming stores need aligned addresses in every row.
-template <typename T>
-bool can_stream(const void* out, int64_t d) {
-  return reinterpret_cast<uintptr_t>(out) % 32 == 0 && d % kLanes<T> == 0;
-}
-
-void unpack(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
-            const float* token_scale, void* out, DType dtype, bool streaming) {
-  Scratch scratch;
-  if (!scale) {
-    float* ones = scratch.get<float>(d);
-    for (int64_t c = 0; c < d; ++c) ones[c] = 1.0f;
-    scale = ones;
   }
-  avx2::with_float_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    T* y = static_cast<T*>(out);
-    const bool stream = streaming && can_stream<T>(out, d);
-    if (bias || token_scale) {
-      auto run = stream ? (bias ? unpack_affine<T, true, true> : unpack_affine<T, true, false>)
-                        : (bias ? unpack_affine<T, false, true> : unpack_affine<T, false, false>);
-      run(bits, rows, d, scale, bias, token_scale, y);
-    } else {
-      auto run = stream ? unpack_signs<T, true> : unpack_signs<T, false>;
-      run(bits, rows, d, avx2::row_as<T>(scale, d, scratch), y);
-    }
-    if (stream) _mm_sfence();
-  });
+  for (; c < count; ++c) out[c] = with_sign(scale[c], bit_of(bits, c));
 }
 
-// --- binarize
+template <bool kStreaming, typename T>
+inline void unpack_affine_channels(const uint8_t* bits, int64_t count, const float* scale, const float* bias,
+                                   float factor, T* out) {
+  int64_t c = 0;
+  for (; c + 32 <= count; c += 32) {
+    const __m256i word = word_at(bits + c / 8);
+    for (int k = 0; k < 4; ++k) {
+      const int64_t i = c + 8 * k;
+      __m256 v = _mm256_xor_ps(_mm256_loadu_ps(scale + i), _mm256_castsi256_ps(negative<float>(word, k)));
+      v = _mm256_mul_ps(v, _mm256_set1_ps(factor));
+      if (bias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + i));
+      store_8<kStreaming>(out + i, v);
+    }
+  }
+  unpack_row_generic(bits, c, count, scale, bias, factor, out);
+}
 
-// Sums run in float64, so that no finite input overflows. Conversions would cost more than all the rest (Zen 3 starts
+// --- Sums of a row
+
+// They run in float64, so that no finite input overflows. Conversions would cost more than all the rest (Zen 3 starts
 // one for four channels a cycle), so four channels at a time are added in float32 first, and again in float64 if that
 // may have gone wrong. It costs a relative error of at most 2^-22 of the squares, half of it in their root.
 
@@ -301,7 +235,7 @@ inline double sum(const T* x, int64_t count) {
   }
   double result = total(_mm256_add_pd(low, high));
   if (!std::isfinite(result)) result = sum_in_float64(x, c);
-  for (; c < count; ++c) result += avx2::to_float(x[c]);
+  for (; c < count; ++c) result += to_float(x[c]);
   return result;
 }
 
@@ -335,66 +269,15 @@ inline double sum_of_squares(const T* x, int64_t count, float mean) {
   // No square overflowed, and what was lost to underflow is nothing beside the sum. NaN is neither.
   if (!(result >= 0x1p-80 && result <= 0x1p120)) result = sum_of_squares_in_float64(x, c, mean);
   for (; c < count; ++c) {
-    const double centred = avx2::to_float(x[c]) - mean;
+    const double centred = to_float(x[c]) - mean;
     result += centred * centred;
   }
   return result;
 }
 
-inline float magnitude_of(double squares, int64_t d, double eps) {
-  return float(std::sqrt(squares / double(d) + eps));
-}
-
-template <typename T>
-void binarize_rms(const T* x, int64_t rows, int64_t d, double eps, uint8_t* bits, float* magnitudes) {
-  double squares[kReadStreams] = {};
-  avx2::for_each_piece<kReadStreams, T>(
-      rows, d,
-      [&](int s, int64_t row, int64_t c, int64_t count) {
-        pack_channels(x + row * d + c, count, AsIs{}, bits + row * bytes_for(d) + c / 8);
-        squares[s] += sum_of_squares(x + row * d + c, count, 0.0f);
-      },
-      [&](int s, int64_t row) {
-        magnitudes[row] = magnitude_of(squares[s], d, eps);
-        squares[s] = 0;
-      });
-}
-
-// Means from memory, then signs and squares of rows that are in cache.
-template <typename T, int kStreams>
-void binarize_layer(const T* x, int64_t rows, int64_t d, double eps, uint8_t* bits, float* magnitudes) {
-  double sums[kStreams] = {};
-  avx2::for_each_piece<kStreams, T>(
-      rows, d, [&](int s, int64_t row, int64_t c, int64_t count) { sums[s] += sum(x + row * d + c, count); },
-      [&](int s, int64_t row) {
-        const float mean = float(sums[s] / double(d));
-        sums[s] = 0;
-        pack_channels(x + row * d, d, Centred(mean), bits + row * bytes_for(d));
-        if (magnitudes) magnitudes[row] = magnitude_of(sum_of_squares(x + row * d, d, mean), d, eps);
-      });
-}
-
-// Several rows are read twice only where they stay in L2 together.
-template <typename T>
-bool fit_in_cache(int64_t rows, int64_t d) {
-  return rows * d * int64_t(sizeof(T)) <= 128 * 1024;
-}
-
-void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps, uint8_t* bits,
-              float* magnitudes) {
-  if (!layer && !magnitudes) return pack(x, dtype, rows, d, bits);
-  avx2::with_float_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    auto run = !layer                               ? binarize_rms<T>
-               : fit_in_cache<T>(kReadStreams, d) ? binarize_layer<T, kReadStreams>
-                                                    : binarize_layer<T, 1>;
-    run(static_cast<const T*>(x), rows, d, eps, bits, magnitudes);
-  });
-}
-
 // --- sign_scale
 
-template <typename T, bool kStreaming, typename View>
+template <bool kStreaming, typename T, typename View>
 inline void sign_scale_channels(const T* x, int64_t count, View view, const T* scale, T* out) {
   int64_t c = 0;
   for (; c + kLanes<T> <= count; c += kLanes<T>) {
@@ -402,41 +285,16 @@ inline void sign_scale_channels(const T* x, int64_t count, View view, const T* s
       _mm_prefetch(reinterpret_cast<const char*>(x + c) + kPrefetchBytes, _MM_HINT_NTA);
     store<kStreaming>(out + c, _mm256_xor_si256(load(scale + c), _mm256_andnot_si256(view(x + c), sign_bits<T>())));
   }
-  for (; c < count; ++c) out[c] = avx2::with_sign(scale[c], view.one(x[c]));
+  for (; c < count; ++c) out[c] = with_sign(scale[c], view.one(x[c]));
 }
 
-template <typename T, bool kStreaming>
-void sign_scale_rows(const T* x, int64_t rows, int64_t d, bool layer, const T* scale, T* out) {
-  if (!layer) {
-    avx2::for_each_piece<kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
-      sign_scale_channels<T, kStreaming>(x + row * d + c, count, AsIs{}, scale + c, out + row * d + c);
-    });
-    return;
-  }
-  double sums[kWriteStreams] = {};
-  avx2::for_each_piece<kWriteStreams, T>(
-      rows, d, [&](int s, int64_t row, int64_t c, int64_t count) { sums[s] += sum(x + row * d + c, count); },
-      [&](int s, int64_t row) {
-        const Centred centred(float(sums[s] / double(d)));
-        sums[s] = 0;
-        sign_scale_channels<T, kStreaming>(x + row * d, d, centred, scale, out + row * d);
-      });
-}
+}  // namespace btr::avx2
 
-void sign_scale(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, const float* scale, void* out,
-                bool streaming) {
-  Scratch scratch;
-  avx2::with_float_type(dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const bool stream = streaming && can_stream<T>(out, d);
-    auto run = stream ? sign_scale_rows<T, true> : sign_scale_rows<T, false>;
-    run(static_cast<const T*>(x), rows, d, layer, avx2::row_as<T>(scale, d, scratch), static_cast<T*>(out));
-    if (stream) _mm_sfence();
-  });
-}
+#include "bits/walk.inl"
 
-}  // namespace
+namespace btr {
 
-extern const BitsKernels bits_avx2{pack, unpack, binarize, sign_scale, avx2::sign_scale_backward_generic};
+extern const BitsKernels bits_avx2{avx2::pack, avx2::unpack, avx2::binarize, avx2::sign_scale,
+                                   avx2::sign_scale_backward_generic};
 
 }  // namespace btr

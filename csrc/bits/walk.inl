@@ -39,11 +39,11 @@ void unpack_signs(const uint8_t* bits, int64_t rows, int64_t d, const T* scale, 
   });
 }
 
-template <typename T, bool kStreaming>
+template <typename T, bool kStreaming, bool kBias>
 void unpack_affine(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
                    const float* token_scale, T* out) {
   for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
-    unpack_affine_channels<kStreaming>(bits + row * bytes_for(d) + c / 8, count, scale + c, bias ? bias + c : nullptr,
+    unpack_affine_channels<kStreaming>(bits + row * bytes_for(d) + c / 8, count, scale + c, kBias ? bias + c : nullptr,
                                        token_scale ? token_scale[row] : 1.0f, out + row * d + c);
   });
 }
@@ -67,7 +67,8 @@ inline void unpack(const uint8_t* bits, int64_t rows, int64_t d, const float* sc
     T* y = static_cast<T*>(out);
     const bool stream = streaming && can_stream<T>(out, d);
     if (bias || token_scale) {
-      auto run = stream ? unpack_affine<T, true> : unpack_affine<T, false>;
+      auto run = stream ? (bias ? unpack_affine<T, true, true> : unpack_affine<T, true, false>)
+                        : (bias ? unpack_affine<T, false, true> : unpack_affine<T, false, false>);
       run(bits, rows, d, scale, bias, token_scale, y);
     } else {
       auto run = stream ? unpack_signs<T, true> : unpack_signs<T, false>;
