@@ -122,8 +122,7 @@ def _unpack_matmul_prepared(
 
 define(
     "unpack_matmul_prepared",
-    "Tensor bits, Tensor data, Tensor? factors, str precision, Tensor? bias, Tensor? token_scale, "
-    "ScalarType out_dtype",
+    "Tensor bits, Tensor data, Tensor? factors, str precision, Tensor? bias, Tensor? token_scale, ScalarType out_dtype",
     _unpack_matmul_prepared,
     out=True,
 )
