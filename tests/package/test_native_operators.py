@@ -23,6 +23,10 @@ def i64(*values):
     return torch.tensor(values)
 
 
+def matmul(weight, n=4, channel_major=False, scale=None, factors=None):
+    return ops.unpack_matmul(u8(3, 2), weight, channel_major, scale, factors, None, None, torch.ones(3, n))
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -32,8 +36,12 @@ def i64(*values):
         (lambda: ops.pack_bits(torch.tensor(1.0), u8(1)), "dimension"),
         (lambda: ops.pack_bits(torch.ones(0), u8(0)), "x: "),
         (lambda: ops.unpack_bits(u8(3, 1), torch.ones(9), None, None, torch.ones(3, 8)), "scale: "),
-        (lambda: ops.unpack_matmul(u8(3, 2), torch.ones(0, 0), None, None, None, None, torch.ones(3, 0)), "weight: "),
-        (lambda: ops.unpack_matmul(u8(3, 2), torch.ones(4, 8), None, None, None, None, torch.ones(3, 4)), "bits: "),
+        (lambda: matmul(torch.ones(0, 0), n=0), "weight: "),
+        (lambda: matmul(torch.ones(4, 8)), "bits: "),
+        (lambda: matmul(torch.ones(4, 16, dtype=torch.int8)), "factors: "),
+        (lambda: matmul(torch.ones(4, 16, dtype=torch.int8), factors=torch.ones(1, 4)), "weight: "),
+        (lambda: matmul(torch.ones(16, 4), channel_major=True, scale=torch.ones(16)), "scale: "),
+        (lambda: matmul(torch.ones(16, 4).short(), channel_major=True, factors=torch.ones(2, 4)), "factors: "),
         (lambda: ops.hamming_distance(u8(2, 0), u8(2, 0), i32(2, 2)), "a: "),
         (lambda: ops.hamming_distance(u8(2, 1), u8(3, 1), i32(2, 2)), "b: "),
         (lambda: ops.hamming_topk(u8(2, 1), u8(3, 1), i32(2, 4), i32(2, 4).long()), "k: "),
