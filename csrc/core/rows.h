@@ -44,10 +44,6 @@ inline float to_float(half_t x) {
 #endif
 }
 
-inline float to_float(int8_t x) { return float(x); }
-
-inline float to_float(int16_t x) { return float(x); }
-
 template <typename T>
 T from_float(float x);
 

@@ -119,77 +119,99 @@ void dot_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t fi
   for (; n < last; ++n) dot_columns<1, W>(args, expanded, stride, token, tokens, n, converted);
 }
 
-// --- Channel-major weights: sums of channels, without one product or one sum across lanes.
+// --- Channel-major weights: sums of channels, without a sum across lanes. Sums of integers are exact, in int16 as long
+// as MatmulArgs allows.
 
-// Channels read at once: as many streams from memory, and a load and a store of the sums for four additions.
-constexpr int kStreams = 4;
+template <typename W>
+using SumOf = std::conditional_t<std::is_integral_v<W>, int16_t, float>;
 
-// sums[token][column] += the signed sum of `kStreams` channels, for `Tokens` tokens and columns [0, columns).
-template <int Tokens, typename W>
-BTR_INLINE void add_channels(const W* weight, int64_t stride, int64_t columns, const float* const* signs, float* sums,
-                             int64_t sums_stride) {
-  Floats x[Tokens][kStreams];
+// sums[token][column] += the signed sum of `Streams` channels, for `Tokens` tokens and columns [0, columns). Several
+// channels cost one load and one store of the sums, and lie far apart, since the hardware fetches more sequences of
+// addresses faster than one.
+template <int Tokens, int Streams, typename W>
+BTR_INLINE void add_channels(const W* const* weight, int64_t columns, const float* signs, int64_t tokens_stride,
+                             int64_t channel_stride, SumOf<W>* sums, int64_t sums_stride) {
+  using Sum = SumOf<W>;
+  Sum one[Tokens][Streams];
+  Vector<Sum> x[Tokens][Streams];
+#pragma GCC unroll 2
   for (int t = 0; t < Tokens; ++t)
-    for (int k = 0; k < kStreams; ++k) x[t][k] = Floats{} + signs[t][k];
+#pragma GCC unroll 8
+    for (int k = 0; k < Streams; ++k) {
+      one[t][k] = Sum(signs[t * tokens_stride + k * channel_stride]);
+      x[t][k] = Vector<Sum>{} + one[t][k];
+    }
   int64_t j = 0;
-  for (; j + kLanes<float> <= columns; j += kLanes<float>) {
-    Floats w[kStreams];
-#pragma GCC unroll 4
-    for (int k = 0; k < kStreams; ++k) w[k] = load_floats(weight + k * stride + j);
+  for (; j + kLanes<Sum> <= columns; j += kLanes<Sum>) {
+    Vector<Sum> w[Streams];
+#pragma GCC unroll 8
+    for (int k = 0; k < Streams; ++k) w[k] = load_as<Sum>(weight[k] + j);
 #pragma GCC unroll 2
     for (int t = 0; t < Tokens; ++t) {
-      float* sum = sums + t * sums_stride + j;
-      store(sum, load(sum) + ((w[0] * x[t][0] + w[1] * x[t][1]) + (w[2] * x[t][2] + w[3] * x[t][3])));
+      Vector<Sum> sum = w[0] * x[t][0];
+#pragma GCC unroll 8
+      for (int k = 1; k < Streams; ++k) sum += w[k] * x[t][k];
+      Sum* so_far = sums + t * sums_stride + j;
+      store(so_far, load(so_far) + sum);
     }
   }
   for (; j < columns; ++j)
     for (int t = 0; t < Tokens; ++t)
-      for (int k = 0; k < kStreams; ++k)
-        sums[t * sums_stride + j] += float(to_float(weight[k * stride + j])) * signs[t][k];
+      for (int k = 0; k < Streams; ++k) sums[t * sums_stride + j] += Sum(to_float(weight[k][j])) * one[t][k];
+}
+
+// Channels [begin, end) of all tokens, `Streams` at once.
+template <int Streams, typename W>
+void add_block(const W* weight, int64_t row, int64_t columns, int64_t begin, int64_t end, const float* expanded,
+               int64_t stride, int64_t tokens, SumOf<W>* sums, int64_t strip) {
+  const int64_t part = (end - begin) / Streams;
+  const W* rows[Streams];
+  for (int64_t i = 0; i < part; ++i) {
+    const float* signs = expanded + begin + i;
+    for (int k = 0; k < Streams; ++k) rows[k] = weight + (begin + k * part + i) * row;
+    int64_t t = 0;
+    if constexpr (Streams <= 4)  // the signs of two tokens fit in registers
+      for (; t + 2 <= tokens; t += 2)
+        add_channels<2, Streams>(rows, columns, signs + t * stride, stride, part, sums + t * strip, strip);
+    for (; t < tokens; ++t)
+      add_channels<1, Streams>(rows, columns, signs + t * stride, stride, part, sums + t * strip, strip);
+  }
+  for (int64_t c = begin + part * Streams; c < end; ++c) {
+    rows[0] = weight + c * row;
+    for (int64_t t = 0; t < tokens; ++t)
+      add_channels<1, 1>(rows, columns, expanded + t * stride + c, stride, 1, sums + t * strip, strip);
+  }
 }
 
 template <typename W>
 void few_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
+  using Sum = SumOf<W>;
   constexpr bool kInteger = std::is_integral_v<W>;
   // The sums of a strip of columns stay in L1.
   const int64_t strip = std::max<int64_t>(4096 / tokens / 16 * 16, 64);
   const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
   float* expanded = scratch.get<float>(tokens * stride);
-  float* sums = scratch.get<float>(tokens * strip);
-  float* totals = kInteger ? scratch.get<float>(tokens * strip) : sums;
+  Sum* sums = scratch.get<Sum>(tokens * strip);
+  float* totals = nullptr;
+  if constexpr (kInteger)
+    totals = scratch.get<float>(tokens * strip);
+  else
+    totals = sums;
   for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
-  // Sums of integers are exact, since they stay below 2^24; their factors apply to `block` channels each.
-  const int64_t block = args.factor_blocks > 1 ? MatmulKernels::kGroup : args.d;
-  const W* weight = static_cast<const W*>(args.weight);
+  const int64_t block = !kInteger ? args.d : sizeof(W) == 1 ? MatmulKernels::kByteChannels : MatmulKernels::kGroup;
   for (int64_t column = first; column < last; column += strip) {
     const int64_t columns = std::min(strip, last - column);
+    const W* weight = static_cast<const W*>(args.weight) + column;
     std::fill(totals, totals + tokens * strip, 0.0f);
     for (int64_t begin = 0; begin < args.d; begin += block) {
       const int64_t end = std::min(begin + block, args.d);
-      if (kInteger) std::fill(sums, sums + tokens * strip, 0.0f);
-      for (int64_t c = begin; c < end; c += kStreams) {
-        const W* rows = weight + c * args.n + column;
-        if (c + kStreams <= end) {
-          int64_t t = 0;
-          for (; t + 2 <= tokens; t += 2) {
-            const float* signs[] = {expanded + t * stride + c, expanded + (t + 1) * stride + c};
-            add_channels<2>(rows, args.n, columns, signs, sums + t * strip, strip);
-          }
-          if (t < tokens) {
-            const float* signs[] = {expanded + t * stride + c};
-            add_channels<1>(rows, args.n, columns, signs, sums + t * strip, strip);
-          }
-        } else {
-          for (int64_t i = c; i < end; ++i)
-            for (int64_t t = 0; t < tokens; ++t)
-              for (int64_t j = 0; j < columns; ++j)
-                sums[t * strip + j] += to_float(weight[i * args.n + column + j]) * expanded[t * stride + i];
-        }
-      }
-      if (kInteger) {
-        const float* factors = args.factors + begin / block * args.n + column;
+      if constexpr (kInteger) std::fill(sums, sums + tokens * strip, Sum(0));
+      const auto add = tokens == 1 ? add_block<8, W> : add_block<4, W>;
+      add(weight, args.n, columns, begin, end, expanded, stride, tokens, sums, strip);
+      if constexpr (kInteger) {
+        const float* factors = args.factors + (args.factor_blocks > 1 ? begin / block * args.n : 0) + column;
         for (int64_t t = 0; t < tokens; ++t)
-          for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * sums[t * strip + j];
+          for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * float(sums[t * strip + j]);
       }
     }
     with_float_type(args.out_type, [&](auto* type) {

@@ -77,9 +77,11 @@ Tile<Sum> tile_of_channels(const MatmulArgs& args, int64_t first, int64_t c, Sum
   const int64_t channels = args.d - c < kGroup ? args.d - c : kGroup;
   const W* weight = static_cast<const W*>(args.weight) + c * args.n + first;
   const bool whole = columns == kTile && channels == kGroup;
-  // The next group of channels: its rows lie too far apart for the hardware to fetch them ahead.
-  if (c + 2 * kGroup <= args.d)
-    for (int64_t i = kGroup; i < 2 * kGroup; ++i) __builtin_prefetch(weight + i * args.n);
+  // The next group of channels, of these columns or the next: its rows lie too far apart for the hardware to fetch them
+  // ahead.
+  const W* next = c + kGroup < args.d ? weight + kGroup * args.n : static_cast<const W*>(args.weight) + first + kTile;
+  const int64_t left = c + kGroup < args.d ? args.d - c - kGroup : args.d;
+  for (int64_t i = 0; i < (left < kGroup ? left : kGroup); ++i) __builtin_prefetch(next + i * args.n);
   if constexpr (std::is_same_v<Sum, W>)
     if (whole) return {weight, args.n};
   if (!whole) std::memset(tile, 0, sizeof(Sum) * kTile * kGroup);

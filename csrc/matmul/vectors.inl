@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/rows.h"
 
@@ -54,44 +55,35 @@ BTR_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename VectorOf<T>::Unaligned*>(p) = v;
 }
 
-// As many values of a weight's type as there are floats in a vector, as floats.
-BTR_INLINE Floats load_floats(const float* p) { return load(p); }
-template <typename T>
-BTR_INLINE Floats load_floats(const T* p) {
-  Floats v;
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
-  return v;
-}
-
+// As many values of a weight's type as there are sums in a vector, as sums.
+template <typename Sum, typename W>
+BTR_INLINE Vector<Sum> load_as(const W* p) {
+  if constexpr (std::is_same_v<Sum, W>) {
+    return load(p);
+  } else {
 #if defined(__AVX512F__)
-BTR_INLINE Floats load_floats(const int16_t* p) {
-  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
-}
-BTR_INLINE Floats load_floats(const int8_t* p) {
-  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
-}
-BTR_INLINE Floats load_floats(const half_t* p) {
-  return Floats(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-}
-BTR_INLINE Floats load_floats(const bfloat16_t* p) {
-  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return Floats(_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
-}
+    if constexpr (std::is_same_v<W, int8_t>)
+      return Shorts(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (std::is_same_v<W, half_t>) return Vector<Sum>(_mm512_cvtph_ps(words));
+    return Vector<Sum>(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16)));
 #elif defined(__AVX2__)
-BTR_INLINE Floats load_floats(const int16_t* p) {
-  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
-}
-BTR_INLINE Floats load_floats(const int8_t* p) {
-  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
-}
-BTR_INLINE Floats load_floats(const half_t* p) {
-  return Floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
-BTR_INLINE Floats load_floats(const bfloat16_t* p) {
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return Floats(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
-}
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (std::is_same_v<W, int8_t>) return Vector<Sum>(_mm256_cvtepi8_epi16(bytes));
+    if constexpr (std::is_same_v<W, half_t>) return Vector<Sum>(_mm256_cvtph_ps(bytes));
+    return Vector<Sum>(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bytes), 16)));
+#else
+    Vector<Sum> v;
+    for (int i = 0; i < kLanes<Sum>; ++i) {
+      if constexpr (std::is_same_v<Sum, float>)
+        v[i] = to_float(p[i]);
+      else
+        v[i] = p[i];
+    }
+    return v;
 #endif
+  }
+}
 
 // The lower (half 0) or upper (half 1) lanes of a vector of int16, as floats.
 template <int Half>
