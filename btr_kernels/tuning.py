@@ -28,7 +28,7 @@ def thresholds() -> dict[str, Threshold]:
 
     Example:
         >>> thresholds()["matmul.dot_max_tokens"].value
-        12
+        16
     """
     module, _ = native.load()
     return {} if module is None else {name: Threshold(**row) for name, row in module.tuning().items()}

@@ -23,16 +23,19 @@ BTR_THRESHOLD(bits, streaming_bytes, 0, 33554432, 33554432, 33554432, 33554432,
 BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
               "merge_tokens and its gradient write results larger than this past the caches")
 
-// AVX2: see benchmarks/notes/matmul.md for all of these.
-BTR_THRESHOLD(matmul, dot_max_tokens, 0, 12, 12, 12, 12,
+// Zen 3, AVX2, 768 -> 768 and 768 -> 2048 with weights from memory: both ways take as long at about these numbers of
+// tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers).
+BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 16, 16,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
-BTR_THRESHOLD(matmul, sum_max_tokens, 0, 8, 8, 8, 8, "the same for a prepared weight of floats")
-BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 4, 4, 4, 4, "the same for a weight prepared as fast or int8")
+BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 14, 14, "the same for a prepared weight of floats")
+BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 12, 12, "the same for a weight prepared as fast or int8")
+// Zen 3: tables of 5 channels take 1.9 times as long to build and save 3 of 16 look-ups.
 BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 384, 384,
               "unpack_matmul builds tables of 5 channels instead of 4 from this many tokens on")
 BTR_THRESHOLD(matmul, block_tokens, 1, 4096, 4096, 4096, 4096,
               "tokens that share one set of lookup tables, if their sums take less than 2 MB")
-BTR_THRESHOLD(matmul, streaming_bytes, 0, 4194304, 4194304, 4194304, 4194304,
+// Zen 3: from 1.6 MB on (the least that was tried) it saves 4% to 20% of the call, also where the result is read next.
+BTR_THRESHOLD(matmul, streaming_bytes, 0, 1048576, 1048576, 1048576, 1048576,
               "unpack_matmul writes results larger than this past the caches")
 
 // AVX2, 768 and 1024 bits, measured against 4096 rows of b and 2048 rows of a.

@@ -11,7 +11,9 @@
 #endif
 
 #pragma GCC diagnostic ignored "-Wpsabi"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12, in its own AVX-512 headers
+// Of GCC 12, in its own AVX-512 headers.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #define BTR_INLINE inline __attribute__((always_inline))
 
