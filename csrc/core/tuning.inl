@@ -24,13 +24,15 @@ BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
               "merge_tokens and its gradient write results larger than this past the caches")
 
 // Zen 3, AVX2, 768 -> 768 and 768 -> 2048 with weights from memory: both ways take as long at about these numbers of
-// tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers).
-BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 16, 16,
+// tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers). Zen 5, AVX-512, weights in the
+// last-level cache: 7 to 8, 13 to 19, 8 to 11.
+BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 7, 16,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
-BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 14, 14, "the same for a prepared weight of floats")
-BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 12, 12, "the same for a weight prepared as fast or int8")
-// Zen 3: tables of 5 channels take 1.9 times as long to build and save 3 of 16 look-ups.
-BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 384, 384,
+BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 15, 14, "the same for a prepared weight of floats")
+BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 8, 12, "the same for a weight prepared as fast or int8")
+// Zen 3: tables of 5 channels take 1.9 times as long to build and save 3 of 16 look-ups. Zen 5, AVX-512: even at 128
+// tokens in float32 and at 192 in int16.
+BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 160, 384,
               "unpack_matmul builds tables of 5 channels instead of 4 from this many tokens on")
 BTR_THRESHOLD(matmul, block_tokens, 1, 4096, 4096, 4096, 4096,
               "tokens that share one set of lookup tables, if their sums take less than 2 MB")
