@@ -11,9 +11,6 @@
 #endif
 
 #pragma GCC diagnostic ignored "-Wpsabi"
-// Of GCC 12, in its own AVX-512 headers.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #define BTR_INLINE inline __attribute__((always_inline))
 
