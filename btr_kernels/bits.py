@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, reference
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
 
 
 def _check_norm(norm: str | None, eps: float) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
 
 
 class MergePlan(NamedTuple):
