@@ -59,7 +59,9 @@ def _float(vector: Tensor | None) -> Tensor | None:
 
 
 def _long(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.long().contiguous()
+    if values is None or (values.dtype == torch.int64 and values.is_contiguous()):
+        return values
+    return values.long().contiguous()
 
 
 def _pack_bits(x: Tensor, out: Tensor) -> None:
@@ -110,23 +112,17 @@ def _hamming_topk(a, b, k, distances, indices) -> None:
 
 
 def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
-    _native.match_tokens(
-        bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths
-    )
+    _native.match_tokens(bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths)
 
 
 def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_bits(
-        bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_tokens(
-        x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:

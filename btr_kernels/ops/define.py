@@ -117,7 +117,10 @@ def define(
         return all_expected
 
     def write(args: tuple, outs: tuple) -> None:
-        if all(o.is_contiguous() for o in outs):
+        for o in outs:
+            if not o.is_contiguous():
+                break
+        else:
             run(args, outs)
             return
         written = [torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]

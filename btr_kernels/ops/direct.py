@@ -48,6 +48,8 @@ def key(args: tuple) -> tuple | None:
         if kind is Tensor or kind is torch.nn.Parameter:  # any other subclass may override operators
             if not value.is_cpu or (value.requires_grad and _is_grad_enabled()):
                 return None
+            if value.is_neg() or value._is_zerotensor():  # their memory does not hold their values
+                return None
             found.append(value.shape)
             found.append(value.dtype)
         elif kind in _CONSTANTS:
