@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .ops.direct import calls as ops
 from .reference.matmul import BLOCK
-
-ops = torch.ops.btr
 
 PRECISIONS = ("exact", "fast", "int8", "fp8")
 

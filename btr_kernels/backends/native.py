@@ -38,6 +38,19 @@ def load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+class _Native:
+    """The operators `torch.ops.btr_native.*` by name, each kept as the function in C++ that PyTorch calls for it: to
+    look one up and to choose its only overload would take as long as the operator itself."""
+
+    def __getattr__(self, name: str):
+        operator = getattr(torch.ops.btr_native, name).default._op
+        setattr(self, name, operator)
+        return operator
+
+
+_native = _Native()
+
+
 def _float(vector: Tensor | None) -> Tensor | None:
     # The usual case first: each call into PyTorch that changes nothing costs as much as packing a token.
     if vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()):
@@ -46,28 +59,30 @@ def _float(vector: Tensor | None) -> Tensor | None:
 
 
 def _long(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.long().contiguous()
+    if values is None or (values.dtype == torch.int64 and values.is_contiguous()):
+        return values
+    return values.long().contiguous()
 
 
 def _pack_bits(x: Tensor, out: Tensor) -> None:
-    torch.ops.btr_native.pack_bits(x.contiguous(), out)
+    _native.pack_bits(x.contiguous(), out)
 
 
 def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
-    torch.ops.btr_native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
+    _native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
 
 
 def _binarize(x, norm, eps, magnitude, bits, size) -> None:
-    torch.ops.btr_native.binarize(x.contiguous(), norm == "layer", eps, bits, size if magnitude else None)
+    _native.binarize(x.contiguous(), norm == "layer", eps, bits, size if magnitude else None)
 
 
 def _sign_scale(x, scale, norm, eps, grad, limit, out) -> None:
-    torch.ops.btr_native.sign_scale(x.contiguous(), _float(scale), norm == "layer", out)
+    _native.sign_scale(x.contiguous(), _float(scale), norm == "layer", out)
 
 
 def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, grad_scale) -> None:
     sums = torch.empty_like(grad_scale, dtype=torch.float32) if grad_scale.dtype != torch.float32 else grad_scale
-    torch.ops.btr_native.sign_scale_backward(
+    _native.sign_scale_backward(
         grad_out.contiguous(), x.contiguous(), _float(scale), _NORMS[norm], eps, grad == "tanh", limit, grad_x, sums
     )
     if sums is not grad_scale:
@@ -75,13 +90,13 @@ def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, gra
 
 
 def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
-    torch.ops.btr_native.unpack_matmul(
+    _native.unpack_matmul(
         bits.contiguous(), weight.contiguous(), False, _float(scale), None, _float(bias), _float(token_scale), out
     )
 
 
 def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
-    torch.ops.btr_native.unpack_matmul(
+    _native.unpack_matmul(
         bits.contiguous(), data.contiguous(), True, None, _float(factors), _float(bias), _float(token_scale), out
     )
 
@@ -89,36 +104,30 @@ def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, o
 def _hamming_distance(a, b, out) -> None:
     batch = out.shape[:-2]
     a, b = a.expand(*batch, -1, -1).contiguous(), b.expand(*batch, -1, -1).contiguous()
-    torch.ops.btr_native.hamming_distance(a, b, out)
+    _native.hamming_distance(a, b, out)
 
 
 def _hamming_topk(a, b, k, distances, indices) -> None:
-    torch.ops.btr_native.hamming_topk(a.contiguous(), b.contiguous(), distances, indices)
+    _native.hamming_topk(a.contiguous(), b.contiguous(), distances, indices)
 
 
 def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
-    torch.ops.btr_native.match_tokens(
-        bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths
-    )
+    _native.match_tokens(bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths)
 
 
 def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_bits(
-        bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_tokens(
-        x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_tokens_backward(
+    _native.merge_tokens_backward(
         grad.contiguous(), slot.contiguous(), sizes, new_sizes.contiguous(), _long(cu_in), _long(cu_out), grad_x
     )
 
