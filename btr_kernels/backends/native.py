@@ -89,16 +89,40 @@ def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, gra
         grad_scale.copy_(sums)
 
 
-def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:
     _native.unpack_matmul(
-        bits.contiguous(), weight.contiguous(), False, _float(scale), None, _float(bias), _float(token_scale), out
+        bits.contiguous(),
+        weight.contiguous(),
+        False,
+        gated,
+        _float(scale),
+        None,
+        _float(bias),
+        _float(token_scale),
+        out,
     )
+
+
+def _project_prepared(gated, bits, data, factors, bias, token_scale, out) -> None:
+    _native.unpack_matmul(
+        bits.contiguous(), data.contiguous(), True, gated, None, _float(factors), _float(bias), _float(token_scale), out
+    )
+
+
+def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+    _project(False, bits, weight, scale, bias, token_scale, out)
 
 
 def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
-    _native.unpack_matmul(
-        bits.contiguous(), data.contiguous(), True, None, _float(factors), _float(bias), _float(token_scale), out
-    )
+    _project_prepared(False, bits, data, factors, bias, token_scale, out)
+
+
+def _unpack_geglu(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+    _project(True, bits, weight, scale, bias, token_scale, out)
+
+
+def _unpack_geglu_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
+    _project_prepared(True, bits, data, factors, bias, token_scale, out)
 
 
 def _hamming_distance(a, b, out) -> None:
@@ -142,6 +166,8 @@ CALLS = {
         _sign_scale_backward,
         _unpack_matmul,
         _unpack_matmul_prepared,
+        _unpack_geglu,
+        _unpack_geglu_prepared,
         _hamming_distance,
         _hamming_topk,
         _match_tokens,

@@ -7,10 +7,13 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-// e^x to 1 unit in the last place; infinity from 88 on, where 1 + e^x makes no difference to a quotient that is 0.
+// Above this 1 / (1 + e^x) = (1 + tanh(-x / 2)) / 2 is 0 in PyTorch's float32, which counts where it is times infinity.
+constexpr float kVanishing = 18.02f;
+
+// e^x to 1 unit in the last place, from kVanishing on infinity.
 BTR_INLINE Floats exponential(Floats x) {
   typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x < 88.0f ? x : Floats{} + 88.0f;
+  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x < kVanishing ? x : Floats{} + kVanishing;
   // Adding this leaves the nearest integer in the low bits of the sum.
   const Floats magic = Floats{} + 0x1.8p23f, shifted = bounded * 0x1.715476p+0f + magic, n = shifted - magic;
   const Floats r = (bounded - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
@@ -27,7 +30,7 @@ BTR_INLINE Floats exponential(Floats x) {
   power = (power << 23) + 0x3f800000;
   Floats scale;
   std::memcpy(&scale, &power, sizeof scale);
-  return x < 88.0f ? p * scale : Floats{} + __builtin_inff();
+  return x < kVanishing ? p * scale : Floats{} + __builtin_inff();
 }
 
 // torch.nn.functional.gelu(x, approximate="tanh"), as x * sigmoid(2 u): tanh(u) would cancel for negative x.

@@ -24,7 +24,7 @@ def i64(*values):
 
 
 def matmul(weight, n=4, channel_major=False, scale=None, factors=None):
-    return ops.unpack_matmul(u8(3, 2), weight, channel_major, scale, factors, None, None, torch.ones(3, n))
+    return ops.unpack_matmul(u8(3, 2), weight, channel_major, False, scale, factors, None, None, torch.ones(3, n))
 
 
 @pytest.mark.parametrize(
