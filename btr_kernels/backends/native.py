@@ -64,6 +64,11 @@ def _long(values: Tensor | None) -> Tensor | None:
     return values.long().contiguous()
 
 
+def says_yes(question: str, *args) -> bool:
+    """The answer of a native operator about CPU tensors (csrc/torch/values.cpp); False also if nobody can be asked."""
+    return args[0].is_cpu and load()[0] is not None and getattr(_native, question)(*args)
+
+
 def _pack_bits(x: Tensor, out: Tensor) -> None:
     _native.pack_bits(x.contiguous(), out)
 

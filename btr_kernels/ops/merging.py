@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..backends import native
 from .define import Result, define, register_autograd
 
 _INT32_MAX = 2**31 - 1
@@ -24,7 +25,7 @@ def _passages(tokens: Tensor, name: str, cu_seqlens: Tensor | None) -> int:
 
 
 def _check_offsets(name: str, cu_seqlens: Tensor, total: int, *, ends_at_total: bool = True) -> Tensor:
-    """The lengths between the offsets. With few calls into PyTorch: each takes as long as merging some tokens."""
+    """The lengths between the offsets."""
     ends = cu_seqlens[:: max(cu_seqlens.shape[0] - 1, 1)].tolist()
     first, last = ends[0], ends[-1]
     if first != 0 or (last != total if ends_at_total else last > total):
@@ -54,11 +55,14 @@ def _match_tokens(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens
 
 
 def _check_match_values(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    rows = bits.shape[1 if cu_seqlens is None else 0]
+    if native.says_yes("lengths_fit", keep, lengths, cu_seqlens, rows):
+        return
     _check_range("keep", keep, 1, 2**63 - 1)
     if lengths is not None:
-        _check_range("lengths", lengths, 0, bits.shape[1])
+        _check_range("lengths", lengths, 0, rows)
     if cu_seqlens is not None:
-        _check_offsets("cu_seqlens", cu_seqlens, bits.shape[0])
+        _check_offsets("cu_seqlens", cu_seqlens, rows)
 
 
 define(
@@ -112,6 +116,8 @@ def _merge(
 def _check_merge_values(
     tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
 ) -> None:
+    if native.says_yes("plan_fits", slot, sizes, rows, cu_in, cu_out):
+        return
     if sizes is not None:
         _check_range("sizes", sizes, 0, _INT32_MAX)
         total = int(sizes.sum(dtype=torch.int64))
