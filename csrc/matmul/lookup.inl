@@ -210,13 +210,13 @@ class Writer {
         return;
       }
     }
+    if (columns >= Tile) {
+      for (int j = 0; j < Tile; j += kLanes<float>) store_as(out + j, value<Gated>(total + j, token_scale, column + j));
+      return;
+    }
     float values[Tile];
     for (int j = 0; j < Tile; j += kLanes<float>) store(values + j, value<Gated>(total + j, token_scale, column + j));
-    if (columns >= Tile) {
-      for (int64_t j = 0; j < Tile; ++j) out[j] = from_float<Out>(values[j]);
-    } else {
-      for (int64_t j = 0; j < columns; ++j) out[j] = from_float<Out>(values[j]);
-    }
+    for (int64_t j = 0; j < columns; ++j) out[j] = from_float<Out>(values[j]);
   }
 
   const MatmulArgs& args_;
