@@ -17,15 +17,14 @@ struct Rows {
 
 }  // namespace btr::BTR_ISA_NAMESPACE
 
-#if defined(__AVX512VPOPCNTDQ__)
-#include "hamming/counts.inl"
+#if defined(__AVX512VBMI__)
+#include "hamming/sextets.inl"
 #elif defined(__AVX2__)
 #include "hamming/tables.inl"
 #endif
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-#ifndef __AVX512VPOPCNTDQ__
 // Bit j: block[j] < bound, for j < count <= 64.
 inline uint64_t below(const int32_t* block, int64_t count, int64_t bound) {
   uint64_t bits = 0;
@@ -38,16 +37,12 @@ inline int64_t least_of(const int32_t* block, int64_t count) {
   for (int64_t j = 1; j < count; ++j) least = block[j] < least ? block[j] : least;
   return least;
 }
-#endif
 
 // use(i, j, count, distances) for every row i of a and blocks of 1 <= count <= 64 rows of b from row j on: distances
 // of 16 or of 32 bits, for which there are `below` and `least_of`. For one i, j ascends.
 template <class Use>
 inline void for_each_block(const Rows& a, const Rows& b, int64_t w, Use&& use) {
-#if defined(__AVX512VPOPCNTDQ__)
-  if (a.count >= tuning().hamming_table_rows && b.count >= tuning().hamming_table_columns && w <= kCountBytes)
-    return distances_by_counts(a, b, w, use);
-#elif defined(__AVX2__)
+#ifdef __AVX2__
   if (a.count >= tuning().hamming_table_rows && b.count >= tuning().hamming_table_columns && w <= kTableBytes)
     return distances_by_tables(a, b, w, use);
 #endif
