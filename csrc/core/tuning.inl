@@ -43,3 +43,6 @@ BTR_THRESHOLD(hamming, table_rows, 1, 3, 3, 3, 3,
               "distances of fewer rows of a than this are counted bit by bit, not looked up (AVX2)")
 BTR_THRESHOLD(hamming, table_columns, 1, 12, 12, 12, 12,
               "distances to fewer rows of b than this are counted bit by bit, not looked up (AVX2)")
+// To be measured.
+BTR_THRESHOLD(hamming, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
+              "hamming_distance writes results larger than this past the caches")

@@ -38,8 +38,12 @@ inline int64_t least_of(const int32_t* block, int64_t count) {
   return least;
 }
 
+inline void write_distances(const int32_t* block, int64_t count, int32_t* to, bool) {
+  for (int64_t j = 0; j < count; ++j) to[j] = block[j];
+}
+
 // use(i, j, count, distances) for every row i of a and blocks of 1 <= count <= 64 rows of b from row j on: distances
-// of 16 or of 32 bits, for which there are `below` and `least_of`. For one i, j ascends.
+// of 16 or of 32 bits, for which there are `below`, `least_of` and `write_distances`. For one i, j ascends.
 template <class Use>
 inline void for_each_block(const Rows& a, const Rows& b, int64_t w, Use&& use) {
 #ifdef __AVX2__

@@ -21,6 +21,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/scratch.h"
 
@@ -85,20 +86,31 @@ inline uint16_t odd_sextets(__m512i x) {
   return uint16_t(__builtin_popcountll(odd));
 }
 
-// Four rows of a as offsets into the tables: index[part][row][entry].
+// Four rows of a as offsets into the tables, those of one place side by side: index[part][entry][row].
 inline void index_rows(const uint8_t* const rows[kRowsAtOnce], int64_t w, uint16_t* index, uint16_t* odd) {
-  for (int row = 0; row < kRowsAtOnce; ++row) {
-    uint16_t total = 0;
-    for (int64_t part = 0; part < parts_of(w); ++part) {
-      const __m512i x = sextets_of(rows[row] + part * kPartBytes, bytes_of(part, w));
-      total = uint16_t(total + odd_sextets(x));
-      uint16_t* to = index + (part * kRowsAtOnce + row) * kPartEntries;
-      const auto offsets = [](__m256i half) { return _mm512_slli_epi16(_mm512_cvtepu8_epi16(half), 6); };
-      _mm512_storeu_si512(to, offsets(_mm512_castsi512_si256(x)));
-      _mm512_storeu_si512(to + 32, offsets(_mm512_extracti64x4_epi64(x, 1)));
-      for (int64_t i = kSextets; i < kPartEntries; ++i) to[i] = 0;
+  // Unpacking works in lanes of 16 bytes: places 8j + 2l and 8j + 2l + 1 are brought to bytes 2j and 2j + 1 of lane l.
+  const __m512i order = _mm512_set_epi64(0x3f3e37362f2e2726, 0x1f1e17160f0e0706, 0x3d3c35342d2c2524, 0x1d1c15140d0c0504,
+                                         0x3b3a33322b2a2322, 0x1b1a13120b0a0302, 0x3938313029282120, 0x1918111009080100);
+  const __m512i zero = _mm512_setzero_si512();
+  for (int row = 0; row < kRowsAtOnce; ++row) odd[row] = 0;
+  for (int64_t part = 0; part < parts_of(w); ++part, index += kPartEntries * kRowsAtOnce) {
+    __m512i x[kRowsAtOnce];
+#pragma GCC unroll 4
+    for (int row = 0; row < kRowsAtOnce; ++row) {
+      const __m512i sextets = sextets_of(rows[row] + part * kPartBytes, bytes_of(part, w));
+      odd[row] = uint16_t(odd[row] + odd_sextets(sextets));
+      x[row] = _mm512_permutexvar_epi8(order, sextets);
     }
-    odd[row] = total;
+    const __m512i front[2] = {_mm512_unpacklo_epi8(x[0], x[1]), _mm512_unpackhi_epi8(x[0], x[1])};
+    const __m512i back[2] = {_mm512_unpacklo_epi8(x[2], x[3]), _mm512_unpackhi_epi8(x[2], x[3])};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i four = i % 2 ? _mm512_unpackhi_epi16(front[i / 2], back[i / 2])
+                                 : _mm512_unpacklo_epi16(front[i / 2], back[i / 2]);
+      _mm512_storeu_si512(index + 64 * i, _mm512_slli_epi16(_mm512_unpacklo_epi8(four, zero), 6));
+      _mm512_storeu_si512(index + 64 * i + 32, _mm512_slli_epi16(_mm512_unpackhi_epi8(four, zero), 6));
+    }
+    for (int64_t i = kSextets * kRowsAtOnce; i < kPartEntries * kRowsAtOnce; ++i) index[i] = 0;
   }
 }
 
@@ -182,16 +194,18 @@ inline void add_part(const uint16_t* index, const uint8_t* block, int64_t steps,
     __m512i sum[kPairs][kRegisters];
 #pragma GCC unroll 5
     for (int g = 0; g < kStep; ++g) {
+      uint64_t offsets;  // one load for all four
+      std::memcpy(&offsets, index + (at + g) * kRowsAtOnce, sizeof offsets);
       __m512i table[kPairs];
 #pragma GCC unroll 2
       for (int p = 0; p < kPairs; ++p) {
-        const uint16_t* entry = index + 2 * p * kPartEntries + at + g;
-        table[p] = _mm512_or_si512(_mm512_load_si512(kSextetTables.first[0] + entry[0]),
-                                   _mm512_load_si512(kSextetTables.second[0] + entry[kPartEntries]));
+        table[p] = _mm512_or_si512(_mm512_load_si512(kSextetTables.first[0] + uint16_t(offsets >> 32 * p)),
+                                   _mm512_load_si512(kSextetTables.second[0] + uint16_t(offsets >> (32 * p + 16))));
       }
 #pragma GCC unroll 4
       for (int r = 0; r < kRegisters; ++r) {
-        const __m512i x = _mm512_load_si512(block + ((at + g) * kRegisters + r) * kColumns);
+        __m512i x = _mm512_load_si512(block + ((at + g) * kRegisters + r) * kColumns);
+        asm("" : "+v"(x));  // once: the compiler would load it again for the second pair
 #pragma GCC unroll 2
         for (int p = 0; p < kPairs; ++p) {
           const __m512i found = _mm512_permutexvar_epi8(x, table[p]);
@@ -250,6 +264,24 @@ inline int64_t least_of(const uint16_t* block, int64_t count) {
   const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(least), _mm512_extracti64x4_epi64(least, 1));
   const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   return uint16_t(_mm_extract_epi16(_mm_minpos_epu16(quarter), 0));
+}
+
+// Writes `count` <= 64 distances to `to`; whole lines past the caches, if `streaming`.
+inline void write_distances(const uint16_t* block, int64_t count, int32_t* to, bool streaming) {
+  if (count < kColumns) {
+    for (int64_t j = 0; j < count; ++j) to[j] = block[j];
+    return;
+  }
+  const bool lines = streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < kColumns; j += 16) {
+    const auto* from = reinterpret_cast<const __m256i*>(block + j);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256(from));
+    if (lines)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + j), wide);
+    else
+      _mm512_storeu_si512(to + j, wide);
+  }
 }
 
 // use(i, j, count, block) for every row i of a and 64 of b's rows from j on: `count` <= 64 distances. For one i, j

@@ -267,6 +267,25 @@ inline int64_t least_of(const uint16_t* block, int64_t) {
   return uint16_t(_mm_extract_epi16(_mm_minpos_epu16(half), 0));
 }
 
+// Writes `count` <= 64 distances to `to`; whole blocks past the caches, if `streaming`.
+inline void write_distances(const uint16_t* block, int64_t count, int32_t* to, bool streaming) {
+  constexpr int64_t kBlock = 64, kLanes = 8;
+  if (count < kBlock) {
+    for (int64_t j = 0; j < count; ++j) to[j] = block[j];
+    return;
+  }
+  const bool lines = streaming && reinterpret_cast<uintptr_t>(to) % 32 == 0;
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < kBlock; j += kLanes) {
+    const auto* from = reinterpret_cast<const __m128i*>(block + j);
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_load_si128(from));
+    if (lines)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + j), wide);
+    else
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), wide);
+  }
+}
+
 // use(i, j, count, block) for every row i of a and 64 of b's rows from j on: `count` <= 64 distances, filled up with
 // 0xffff. For one i, j ascends.
 template <class Use>
