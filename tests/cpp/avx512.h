@@ -134,6 +134,9 @@ void stream(void* to, V v) {
 #define _mm512_cvtepu16_epi32(v) emulated::convert<int32_t, __m512i, uint16_t, __m256i>(v)
 #undef _mm512_cvtepi32_epi16
 #define _mm512_cvtepi32_epi16(v) emulated::convert<int16_t, __m256i, int32_t, __m512i>(v)
+// Converts all: the mask is only there for GCC 12, which warns of the plain one.
+#undef _mm512_maskz_cvtepi64_epi32
+#define _mm512_maskz_cvtepi64_epi32(k, v) emulated::convert<int32_t, __m256i, int64_t, __m512i>(v)
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps(v) emulated::convert<float, __m512, int32_t, __m512i>(v)
 #undef _mm512_cvtps_pd
