@@ -114,6 +114,8 @@ void stream(void* to, V v) {
 #define _mm256_maskz_loadu_epi16(k, p) emulated::load<int16_t, __m256i>(k, p)
 #undef _mm512_mask_storeu_ps
 #define _mm512_mask_storeu_ps(p, k, v) emulated::store<float, __m512>(p, k, v)
+#undef _mm512_mask_storeu_epi8
+#define _mm512_mask_storeu_epi8(p, k, v) emulated::store<int8_t, __m512i>(p, k, v)
 #undef _mm512_mask_storeu_epi16
 #define _mm512_mask_storeu_epi16(p, k, v) emulated::store<int16_t, __m512i>(p, k, v)
 #undef _mm256_mask_storeu_epi16
