@@ -43,10 +43,11 @@ EXPECTED = [
     ("avx2", "distance_matrix", (r"popcnt",)),
     ("avx2", "add_tokens", (r"vaddps .*\(.*\),%ymm", r"vpaddw .*\(.*\),%ymm")),
     ("avx2", "dot_columns", (r"vfmadd...ps .*%ymm",)),
-    ("avx2", "for_each_word", (r"vpand .*%ymm", r"vpxor .*%ymm")),
+    ("avx2", "vote", (r"vpand .*%ymm", r"vpxor .*%ymm")),
     ("avx512", "pack_rows", (r"vcmpge_oqps .*%zmm.*,%k", r"vpcmpleuw .*,%k|vpcmpnltuw .*,%k|vpcmpuw .*,%k")),
     ("avx512", "unpack_signs", (r"vpxord .*%zmm.*\{%k|vxorps .*%zmm.*\{%k", r"vmovntdq %zmm|vmovntps %zmm")),
-    ("avx512", "count_block", (r"vpopcntd .*%zmm", r"vpxord .*%zmm|vpxorq .*%zmm")),
+    ("avx512", "count_block", (r"vpopcntq .*%zmm", r"vpternlogq .*%zmm", r"vpxord .*%zmm|vpxorq .*%zmm")),
+    ("avx512", "vote", (r"vpandq? .*%zmm|vpandd .*%zmm|vpternlog. .*%zmm", r"vmovdqu\w* .*%zmm")),
     ("avx512", "add_tokens", (r"vaddps .*%zmm", r"vpaddw .*%zmm")),
     ("avx512", "dot_columns", (r"vfmadd...ps .*%zmm",)),
 ]
