@@ -25,8 +25,9 @@ BTR_THRESHOLD(bits, streaming_bytes, 0, 33554432, 33554432, 33554432, 33554432,
               "unpack_bits and sign_scale that read and write more than this in all write past the caches")
 
 // AVX2, 32 MB last-level cache: from here on it saves reading the result's lines before they are written (13% of
-// merging 40 x 200 x 768).
-BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
+// merging 40 x 200 x 768). AVX-512, Zen 5: wins from 4 MB on if the result is not read (2 MB even, 4 MB 14%, 12 MB 12%);
+// if it is read at once, 4 and 12 MB are even and 2 MB lose 10%.
+BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 4194304, 8388608,
               "merge_tokens and its gradient write results larger than this past the caches")
 
 // Zen 3, AVX2, 768 -> 768 and 768 -> 2048 with weights from memory: both ways take as long at about these numbers of

@@ -23,6 +23,7 @@ namespace btr::BTR_ISA_NAMESPACE {
 constexpr int64_t kBlockRows = 64, kLanes64 = 8;
 constexpr int64_t kBlockBytes = 4096;  // the widest token: a block of wider ones would leave L2
 constexpr int kRowsAtOnce = 2;         // rows of a that share the loads of b
+constexpr int kStep = 4;               // words: after an even number of pairs the parities are back in their registers
 
 // Words of a token, as they are stored: whole registers. The words behind the token are 0 and leave a running xor as it
 // is.
@@ -34,7 +35,7 @@ inline void xor_words(const uint8_t* row, int64_t w, uint64_t* words) {
   int64_t i = 0;
   for (; i + 8 <= w; i += 8) *words++ = running ^= load_word(row + i, 8);
   if (i < w) *words++ = running ^= load_word(row + i, w - i);
-  for (i = (w + 7) / 8; i % 2; ++i) *words++ = running;
+  for (i = (w + 7) / 8; i % kStep; ++i) *words++ = running;
 }
 
 // 8x8 transposition of 64-bit words.
@@ -76,6 +77,15 @@ inline void transpose_block(const Rows& b, int64_t first, int64_t count, int64_t
   }
 }
 
+// The compiler would rather read memory again for every row of a: loads would then take longer than all else.
+inline void keep_in_register(__m512i& v) {
+#ifndef BTR_EMULATE_AVX512
+  asm("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
+
 // Distances of two rows of a to 8 * kRegisters rows of a block.
 template <int kRegisters>
 inline void count_block(const uint64_t* const a[kRowsAtOnce], const uint64_t* words, int64_t count, int32_t* const out[]) {
@@ -84,21 +94,25 @@ inline void count_block(const uint64_t* const a[kRowsAtOnce], const uint64_t* wo
   for (int r = 0; r < kRegisters; ++r)
 #pragma GCC unroll 2
     for (int row = 0; row < kRowsAtOnce; ++row) parity[r][row] = carries[r][row] = _mm512_setzero_si512();
-  for (int64_t i = 0; i < count; i += 2, words += 2 * kBlockRows)
+  for (int64_t i = 0; i < count; i += kStep, words += kStep * kBlockRows)
 #pragma GCC unroll 4
-    for (int r = 0; r < kRegisters; ++r) {
-      const __m512i first = _mm512_load_si512(words + r * kLanes64);
-      const __m512i second = _mm512_load_si512(words + kBlockRows + r * kLanes64);
+    for (int r = 0; r < kRegisters; ++r)
 #pragma GCC unroll 2
-      for (int row = 0; row < kRowsAtOnce; ++row) {
-        const __m512i x = _mm512_xor_si512(first, _mm512_set1_epi64(int64_t(a[row][i])));
-        const __m512i y = _mm512_xor_si512(second, _mm512_set1_epi64(int64_t(a[row][i + 1])));
-        // The majority of s, s ^ x and x ^ y, where s is the parity; x goes first since it is not needed any more.
-        const __m512i carry = _mm512_ternarylogic_epi64(x, parity[r][row], y, 0x5c);
-        parity[r][row] = y;
-        carries[r][row] = _mm512_add_epi64(carries[r][row], _mm512_popcnt_epi64(carry));
+      for (int k = 0; k < kStep; k += 2) {
+        __m512i first = _mm512_load_si512(words + k * kBlockRows + r * kLanes64);
+        __m512i second = _mm512_load_si512(words + (k + 1) * kBlockRows + r * kLanes64);
+        keep_in_register(first);
+        keep_in_register(second);
+#pragma GCC unroll 2
+        for (int row = 0; row < kRowsAtOnce; ++row) {
+          const __m512i x = _mm512_xor_si512(first, _mm512_set1_epi64(int64_t(a[row][i + k])));
+          const __m512i y = _mm512_xor_si512(second, _mm512_set1_epi64(int64_t(a[row][i + k + 1])));
+          // The majority of s, s ^ x and x ^ y, where s is the parity; x goes first since it is not needed any more.
+          const __m512i carry = _mm512_ternarylogic_epi64(x, parity[r][row], y, 0x5c);
+          parity[r][row] = y;
+          carries[r][row] = _mm512_add_epi64(carries[r][row], _mm512_popcnt_epi64(carry));
+        }
       }
-    }
 #pragma GCC unroll 4
   for (int r = 0; r < kRegisters; ++r)
 #pragma GCC unroll 2
@@ -154,7 +168,7 @@ inline void write_distances(const int32_t* block, int64_t count, int32_t* to, bo
 template <class Use>
 inline void distances_by_blocks(const Rows& a, const Rows& b, int64_t w, Use&& use) {
   constexpr int64_t kMostRows = 512, kLeastRows = 16, kRowBytes = 256 * 1024;
-  const int64_t stored = stored_words(w), count = (w + 15) / 16 * 2;
+  const int64_t stored = stored_words(w), count = (w + 8 * kStep - 1) / (8 * kStep) * kStep;
   int64_t at_once = kRowBytes / (stored * int64_t(sizeof(uint64_t))) / kRowsAtOnce * kRowsAtOnce;
   at_once = at_once < kLeastRows ? kLeastRows : at_once < kMostRows ? at_once : kMostRows;
   if (at_once > a.count) at_once = a.count;
