@@ -1,0 +1,54 @@
+"""Where a passage's tokens lie: rows of a padded tensor (B, n, ...), or of packed tokens (total, ...) with offsets.
+
+Values in tensors are not checked on a GPU: they are clamped, so that no kernel leaves its tensors.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def passage_range(passage, n, lengths, cu_seqlens, total):
+    """First row and number of tokens of a passage, int64."""
+    if cu_seqlens is not None:
+        start = tl.minimum(tl.maximum(tl.load(cu_seqlens + passage).to(tl.int64), 0), total)
+        end = tl.minimum(tl.maximum(tl.load(cu_seqlens + passage + 1).to(tl.int64), start), total)
+        length = end - start
+    else:
+        start = passage.to(tl.int64) * n
+        length = start * 0 + n
+        if lengths is not None:
+            length = tl.minimum(tl.maximum(tl.load(lengths + passage).to(tl.int64), 0), n)
+    return start, length
+
+
+@triton.jit
+def block_of(program, batch, n_blocks, cu_seqlens, TOKENS: tl.constexpr, STEPS: tl.constexpr):
+    """The passage that a program works on, and which block of TOKENS tokens of it.
+
+    Padded passages have n_blocks blocks each. A packed passage p gets those from cu_seqlens[p] // TOKENS + p on, at
+    least as many as it fills before those of the next one: no prefix sum is needed, and at most `batch` blocks are
+    idle. STEPS is the number of bits of `batch`.
+    """
+    if cu_seqlens is None:
+        passage = program // n_blocks
+        block = program % n_blocks
+    else:
+        passage = program * 0
+        for i in tl.static_range(STEPS):  # binary search of the last passage that begins at or before the program
+            candidate = passage + (1 << (STEPS - 1 - i))
+            inside = candidate < batch
+            begins = tl.load(cu_seqlens + tl.where(inside, candidate, 0)).to(tl.int64) // TOKENS + candidate
+            passage = tl.where(inside & (begins <= program), candidate, passage)
+        block = program - (tl.load(cu_seqlens + passage).to(tl.int64) // TOKENS + passage)
+    return passage, block
+
+
+def blocks(batch: int, n: int, total: int, packed: bool, tokens: int) -> tuple[int, int]:
+    """Programs that `block_of` needs, and the blocks of a padded passage."""
+    if packed:
+        return triton.cdiv(total, tokens) + batch, 0
+    each = triton.cdiv(n, tokens)
+    return batch * each, each
