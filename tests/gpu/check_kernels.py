@@ -19,7 +19,7 @@ from kernels.picks import SPECIAL, STRIDES, Picks, restride
 
 import btr_kernels as bk
 
-from .rows import CHANNELS, LARGE, ROWS, SEEDS, TOKENS
+from .rows import CHANNELS, ROWS, SEEDS, TOKENS, operators_of
 
 Run = Callable[[str, tuple], tuple]
 
@@ -58,8 +58,9 @@ def on_backend(backend: str, device: str) -> Run:
 
 
 def check(name: str, d: int, run: Run, dtypes: set) -> str | None:
-    for tokens in LARGE.get(d, TOKENS):
-        for seed in range(1 if d in LARGE else SEEDS):
+    large = ROWS[name].large
+    for tokens in large.get(d, TOKENS):
+        for seed in range(1 if d in large else SEEDS):
             args = OPERATORS[name].sample(WildPicks([d, tokens, seed]), tokens, d)
             expected = OPERATORS[name].expect(args)
             try:
@@ -83,7 +84,8 @@ def untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.
     """Zeros; on the CPU pages take memory when they are first touched (torch.zeros touches all of them)."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, np.uint8)).view(dtype)
+    *rows, last = shape
+    return torch.from_numpy(np.zeros((*rows, last * dtype.itemsize), np.uint8)).view(dtype)
 
 
 def huge_pack_bits(device: str):
@@ -104,14 +106,39 @@ def huge_unpack_bits(device: str):
         yield (bits, d, scale, None, token_scale, torch.float16), expected
 
 
-#: (device) -> arguments, and what the end of the only result must be.
-HUGE = {"pack_bits": huge_pack_bits, "unpack_bits": huge_unpack_bits}
+def huge_binarize(device: str):
+    x = untouched((2**20 + 3, 2056), torch.bfloat16, device)
+    x[-1].copy_(torch.randn(2056))
+    yield (x, "layer", 1e-6, False), bk.reference.binarize(x[-1:], "layer", 1e-6, False)[0]
+
+
+def huge_unpack_matmul(device: str):
+    bits = untouched((2**21 + 3, 4), torch.uint8, device)
+    bits[-1] = torch.arange(4)
+    args = torch.randn(1025, 32).to(device, torch.bfloat16), None, None, None, torch.bfloat16
+    yield (bits, *args), bk.reference.unpack_matmul(bits[-1:], *args)[:, -100:]
+
+
+def huge_hamming_distance(device: str):
+    a, b = untouched((2**15 + 3, 8), torch.uint8, device), untouched((2**16, 8), torch.uint8, device)
+    a[-1], b[-1] = torch.arange(8), 255
+    yield (a, b), bk.reference.hamming_distance(a[-1:], b)[:, -100:]
+
+
+#: (device) -> arguments, and what the end of the first result must be.
+HUGE = {
+    "pack_bits": huge_pack_bits,
+    "unpack_bits": huge_unpack_bits,
+    "binarize": huge_binarize,
+    "unpack_matmul": huge_unpack_matmul,
+    "hamming_distance": huge_hamming_distance,
+}
 
 
 def check_huge(name: str, run: Run, device: str) -> str | None:
     try:
         for args, expected in HUGE[name](device):
-            (result,) = run(name, args)
+            result, *_ = run(name, args)
             assert_exact(name, result.reshape(-1)[-expected.numel() :].cpu(), expected.reshape(-1).cpu())
     except (MemoryError, RuntimeError) as error:
         return f"skip: {error}" if "memory" in f"{type(error)} {error}".lower() else traceback.format_exc()
@@ -138,9 +165,9 @@ def main() -> None:
                     return run(name, args)
 
     report = {}
-    for name in ROWS:
+    for name in operators_of(implementation):
         dtypes: set = set()
-        failures = {str(d): check(name, d, run, dtypes) for d in (*CHANNELS, *LARGE)}
+        failures = {str(d): check(name, d, run, dtypes) for d in (*CHANNELS, *ROWS[name].large)}
         failures["huge"] = check_huge(name, run_huge, device) if name in HUGE else "skip: no case for this operator"
         report[name] = {"failures": failures, "dtypes": sorted(str(dtype) for dtype in dtypes)}
     print(json.dumps(report))

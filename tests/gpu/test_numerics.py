@@ -15,13 +15,15 @@ import torch
 
 import btr_kernels as bk
 from btr_kernels.backends import triton as triton_backend
+from btr_kernels.ops.define import OPERATORS
 
 from . import workers
 from .machine_code import nvcc
-from .rows import CHANNELS, LARGE, ROWS
+from .rows import CHANNELS, ROWS, operators_of
 
 ON_GPU = torch.cuda.is_available()
 IMPLEMENTATIONS = ("triton", "cuda") if ON_GPU else ("triton-interpreted", "cuda-emulated")
+TESTED = [(implementation, name) for implementation in IMPLEMENTATIONS for name in operators_of(implementation)]
 
 
 def why_not(implementation: str) -> str | None:
@@ -61,9 +63,10 @@ def report(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("d", [*CHANNELS, *LARGE, "huge"])
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("implementation", "name", "d"),
+    [(*pair, d) for pair in TESTED for d in (*CHANNELS, *ROWS[pair[1]].large, "huge")],
+)
 def test_results_are_as_defined(report, implementation, name, d):
     failure = report(implementation)[name]["failures"][str(d)]
     if failure is not None and failure.startswith("skip: "):
@@ -71,15 +74,13 @@ def test_results_are_as_defined(report, implementation, name, d):
     assert failure is None, failure
 
 
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("implementation", "name"), TESTED)
 def test_every_dtype_was_met(report, implementation, name):
     assert {str(dtype) for dtype in ROWS[name].dtypes} <= set(report(implementation)[name]["dtypes"])
 
 
 def test_every_kernel_has_a_row():
-    operators = {name for name in torch.ops.btr.__dir__() if not name.startswith("_")}
-    written = {path.stem for path in Path(triton_backend.__file__).parent.glob("*.py")} - {"__init__", "common"}
-    written |= {path.stem for path in (workers.ROOT / "csrc" / "cuda").glob("*.cu")}
-    assert written <= set(ROWS), "a kernel without a row in rows.py is not tested"
-    assert set(ROWS) <= operators | written
+    with_triton = {name for name in OPERATORS if (Path(triton_backend.__file__).parent / f"{name}.py").exists()}
+    with_cuda = {path.stem for path in (workers.ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert with_triton == set(ROWS) == set(OPERATORS), "an operator without a Triton kernel or a row in rows.py"
+    assert with_cuda == {name for name, row in ROWS.items() if row.cuda}

@@ -22,7 +22,7 @@ from .passages import block_of, blocks, passage_range
 #: On Hopper GPUs tiles of 64 and more read the expanded columns from shared memory, smaller ones from registers.
 _TILES = {
     90: (
-        {"A": 32, "B": 64, "BITS": 256, "num_warps": 4, "num_stages": 2},
+        {"A": 32, "B": 64, "BITS": 128, "num_warps": 4, "num_stages": 2},
         {"A": 64, "B": 64, "BITS": 128, "num_warps": 4, "num_stages": 2},
         {"A": 64, "B": 64, "BITS": 256, "num_warps": 2, "num_stages": 2},
         {"A": 128, "B": 128, "BITS": 128, "num_warps": 8, "num_stages": 2},
@@ -193,5 +193,5 @@ def match_tokens(
             words, bits, lengths, keep, cu_seqlens, table, distance, best, merged_before, order, first, count, voted,
             voted.view(words.dtype), slot, new_lengths, n, total, w,
             **common, WORDS=_BITS // width, TOKENS=_TOKENS, OTHERS=_OTHERS, ROWS=_ROWS, BYTES=_BYTES,
-            A=32, num_warps=4,
+            A=32, num_warps=8,
         )  # fmt: skip

@@ -30,12 +30,11 @@ _MANY = {
         {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 4},
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
         {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
-        {"BM": 64, "BN": 256, "BK": 64, "num_warps": 4, "num_stages": 4},
     ),
     80: (
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
         {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 4},
-        {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
+        {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 4},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
@@ -50,6 +49,12 @@ _MANY_TERMS = {
         {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
+}
+#: The same with factors for blocks of channels, whose sums take as many registers as the result.
+_MANY_BLOCKS = {
+    90: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 8, "num_stages": 3},),
+    80: ({"BM": 64, "BN": 128, "BK": BLOCK, "num_warps": 8, "num_stages": 2},),
+    0: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 4, "num_stages": 1},),
 }
 #: Tiles for few tokens: few columns, so that every processor has a program, and many bytes of weight under way.
 _FEW = {
@@ -248,13 +253,12 @@ def _configurations(
     m: int, weight: Tensor, terms: int | None, block_factors: bool, device: torch.device
 ) -> list[tuning.Config]:
     if m > FEW:
-        found = list(tuning.for_device(_MANY if terms is None else _MANY_TERMS, device))
+        table = _MANY_BLOCKS if block_factors else _MANY if terms is None else _MANY_TERMS
+        found = list(tuning.for_device(table, device))
     else:
         found = [{"BM": max(16, power_of_two(m)), **config} for config in tuning.for_device(_FEW, device)]
+        if terms is not None:  # float32 values and their terms take registers
+            found = [{**config, "BK": BLOCK if block_factors else config["BK"] // 2} for config in found]
     if weight.element_size() == 1:  # as many bytes a step
         found = [{**config, "BK": 2 * config["BK"]} for config in found]
-    if m <= FEW and terms is not None:  # float32 values and their terms take registers
-        found = [{**config, "BK": config["BK"] // 2} for config in found]
-    if block_factors:
-        found = [{**config, "BK": BLOCK, "num_stages": min(config["num_stages"], 3)} for config in found]
     return found
