@@ -10,8 +10,8 @@ from .common import on_device, power_of_two
 from .norms import WIDEST, load_part, statistics
 from .pack_bits import pack_bits
 
-#: Values that a program holds: with 4 warps, 32 a thread.
-_TILE = 4096
+#: Values that a program holds: with 4 warps, 16 a thread.
+_TILE = 2048
 
 
 @triton.jit(do_not_specialize=["rows", "eps"])

@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRET
-
 _tables: dict[torch.device, Tensor] = {}
 
 
@@ -39,13 +37,6 @@ def as_words(bits: Tensor) -> Tensor:
     rows = bits.contiguous().view(-1, bits.shape[-1])
     aligned = rows.shape[1] % 4 == 0 and rows.data_ptr() % 4 == 0
     return rows.view(torch.int32) if aligned else rows
-
-
-@triton.jit
-def operand_type(dtype: tl.constexpr):
-    """What is multiplied for weights of a dtype. The interpreter multiplies only float32 and int8 correctly."""
-    result: tl.constexpr = dtype if (not INTERPRET or dtype == tl.int8) else tl.float32
-    return result
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from .common import on_device
 from .expand import as_words, masks
 from .groups import sort_block, vote
 from .nearest import nearest
-from .passages import block_of, blocks, passage_range
+from .passages import block_of, blocks, offsets, passage_range
 
 #: On Hopper GPUs tiles of 64 and more read the expanded columns from shared memory, smaller ones from registers.
 _TILES = {
@@ -36,7 +36,7 @@ _TILES = {
     0: ({"A": 64, "B": 64, "BITS": 1024, "num_warps": 4, "num_stages": 1},),
 }
 #: Bits of a token that a step of its distances takes.
-_BITS = 128
+_BITS = 64
 #: What the program of a passage works on at a time: tokens, others that they are compared with, rows and bytes of a
 #: vote.
 _TOKENS, _OTHERS, _ROWS, _BYTES = 128, 16, 16, 32
@@ -44,15 +44,15 @@ _TOKENS, _OTHERS, _ROWS, _BYTES = 128, 16, 16, 32
 
 @triton.jit(do_not_specialize=["batch", "n_blocks"])
 def _nearest(
-    tokens, lengths, cu_seqlens, table, distance, best, batch, n, total, n_blocks,
+    tokens, lengths, cu_seqlens, table, distance, best, batch, n, n_blocks,
     W: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """The nearest partner of A tokens at even positions of a passage, at the passage's place in distance and best."""
     passage, block = block_of(tl.program_id(0).to(tl.int64), batch, n_blocks, cu_seqlens, 2 * A, STEPS)
-    start, length = passage_range(passage, n, lengths, cu_seqlens, total)
+    start, length = passage_range(passage, n, lengths, cu_seqlens)
     a = block.to(tl.int32) * A + tl.arange(0, A)
     m = length.to(tl.int32)
-    if (block >= 0) & (block * 2 * A < length):  # offsets that are wrong may give a negative block
+    if block * 2 * A < length:
         mask_table = tl.load(table + tl.arange(0, WIDTH))
         found, where = nearest(tokens + start * W, m, a, mask_table, W, WIDTH, WORDS, B)
         tl.store(distance + start + a, found, mask=2 * a < m)
@@ -101,13 +101,13 @@ def _select(distance, best, merged_before, slot, m, merges, length, TOKENS: tl.c
 @triton.jit(do_not_specialize=["n"])
 def _finish(
     tokens, bits, lengths, keep, cu_seqlens, table, distance, best, merged_before, order, first, count, voted,
-    voted_words, slot, new_lengths, n, total, w,
+    voted_words, slot, new_lengths, n, w,
     W: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr,
     OTHERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """All rounds of a passage, the distances of the first one given; scratch rows are the passage's own."""
     passage = tl.program_id(0)
-    start, length64 = passage_range(passage, n, lengths, cu_seqlens, total)
+    start, length64 = passage_range(passage, n, lengths, cu_seqlens)
     length = length64.to(tl.int32)
     target = tl.minimum(tl.maximum(tl.load(keep + passage).to(tl.int64), 1), length64).to(tl.int32)
     slot += start
@@ -167,8 +167,9 @@ def match_tokens(
         new_lengths.zero_()
         return
     bits, keep = bits.contiguous(), keep.contiguous()
-    lengths, cu_seqlens = (None if v is None else v.contiguous() for v in (lengths, cu_seqlens))
+    lengths = None if lengths is None else lengths.contiguous()
     total, n, w = slot.numel(), bits.shape[-2], bits.shape[-1]
+    cu_seqlens = offsets(cu_seqlens, total)
     words = as_words(bits)
     width = 8 * words.element_size()
     scratch = slot.new_empty((6, total))
@@ -181,7 +182,7 @@ def match_tokens(
         def launch(A: int, B: int, BITS: int, num_warps: int, num_stages: int) -> None:
             programs, each = blocks(batch, n, total, packed, 2 * A)
             _nearest[(programs,)](
-                words, lengths, cu_seqlens, table, distance, best, batch, n, total, each,
+                words, lengths, cu_seqlens, table, distance, best, batch, n, each,
                 **common, WORDS=BITS // width, A=A, B=B, STEPS=batch.bit_length(),
                 num_warps=num_warps, num_stages=num_stages,
             )  # fmt: skip
@@ -191,7 +192,7 @@ def match_tokens(
         tuning.run("match_tokens", configs, key, launch, bits.device)
         _finish[(batch,)](
             words, bits, lengths, keep, cu_seqlens, table, distance, best, merged_before, order, first, count, voted,
-            voted.view(words.dtype), slot, new_lengths, n, total, w,
+            voted.view(words.dtype), slot, new_lengths, n, w,
             **common, WORDS=_BITS // width, TOKENS=_TOKENS, OTHERS=_OTHERS, ROWS=_ROWS, BYTES=_BYTES,
             A=32, num_warps=8,
         )  # fmt: skip

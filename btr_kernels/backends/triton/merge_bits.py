@@ -9,6 +9,7 @@ from torch import Tensor
 from .common import on_device, power_of_two
 from .groups import vote
 from .merging import sorted_tokens
+from .passages import offsets
 
 #: Bytes of bits that a program holds, each as 8 counts: with 4 warps, 32 counts a thread.
 _TILE = 512
@@ -48,7 +49,8 @@ def merge_bits(
         new_sizes.zero_()
         return
     bits, slot = bits.contiguous(), slot.contiguous()
-    sizes, cu_in, cu_out = (None if v is None else v.contiguous() for v in (sizes, cu_in, cu_out))
+    sizes = None if sizes is None else sizes.contiguous()
+    cu_in, cu_out = offsets(cu_in, slot.numel()), offsets(cu_out, rows)
     w = bits.shape[-1]
     columns = min(power_of_two(w), _TILE)
     tile = _TILE // columns

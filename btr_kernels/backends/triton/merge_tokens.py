@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .common import on_device, power_of_two, rounded, widened
 from .merging import sorted_tokens
+from .passages import offsets
 
 #: Sums that a program holds: with 4 warps, 16 a thread.
 _TILE = 2048
@@ -60,7 +61,8 @@ def merge_tokens(
         new_sizes.zero_()
         return
     x, slot = x.contiguous(), slot.contiguous()
-    sizes, cu_in, cu_out = (None if v is None else v.contiguous() for v in (sizes, cu_in, cu_out))
+    sizes = None if sizes is None else sizes.contiguous()
+    cu_in, cu_out = offsets(cu_in, slot.numel()), offsets(cu_out, rows)
     d = x.shape[-1]
     channels = min(power_of_two(d), _TILE)
     tile = _TILE // channels

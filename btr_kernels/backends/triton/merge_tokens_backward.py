@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .common import on_device, power_of_two, rounded, widened
 from .merging import row_range
-from .passages import block_of, blocks, passage_range
+from .passages import block_of, blocks, offsets, passage_range
 
 #: Values that a program holds: with 4 warps, 32 a thread.
 _TILE = 4096
@@ -18,17 +18,17 @@ _WIDEST = 1024
 
 @triton.jit(do_not_specialize=["batch", "n_blocks"])
 def _merge_tokens_backward(
-    grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x, batch, n, total, rows, total_rows, d, n_blocks,
+    grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x, batch, n, rows, d, n_blocks,
     column_programs, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """grad (total_rows, d) -> grad_x (total, d)."""
     program = tl.program_id(0).to(tl.int64)
     channel = (program % column_programs) * CHANNELS + tl.arange(0, CHANNELS)
     passage, block = block_of(program // column_programs, batch, n_blocks, cu_in, TOKENS, STEPS)
-    start, length = passage_range(passage, n, None, cu_in, total)
-    first, room = row_range(passage, rows, total_rows, cu_out)
+    start, length = passage_range(passage, n, None, cu_in)
+    first, room = row_range(passage, rows, cu_out)
     position = block * TOKENS + tl.arange(0, TOKENS)
-    inside = (position >= 0) & (position < length)
+    inside = position < length
     token = start + position
     mine = tl.load(slot + token, mask=inside, other=-1)
     goes = inside & (mine >= 0) & (mine < room)
@@ -55,10 +55,11 @@ def merge_tokens_backward(
     if grad_x.numel() == 0:
         return
     grad, slot, new_sizes = grad.contiguous(), slot.contiguous(), new_sizes.contiguous()
-    sizes, cu_in, cu_out = (None if v is None else v.contiguous() for v in (sizes, cu_in, cu_out))
+    sizes = None if sizes is None else sizes.contiguous()
     packed = cu_in is not None
     total, n, d = slot.numel(), slot.shape[-1], grad.shape[-1]
-    rows, total_rows = grad.shape[-2], new_sizes.numel()
+    rows = grad.shape[-2]
+    cu_in, cu_out = offsets(cu_in, total), offsets(cu_out, rows)
     batch = cu_in.numel() - 1 if packed else slot.shape[0]
     channels = min(power_of_two(d), _WIDEST)
     tokens = _TILE // channels
@@ -66,6 +67,6 @@ def merge_tokens_backward(
     programs, each = blocks(batch, n, total, packed, tokens)
     with on_device(grad):
         _merge_tokens_backward[(programs * column_programs,)](
-            grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x, batch, n, total, rows, total_rows, d, each,
+            grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x, batch, n, rows, d, each,
             column_programs, TOKENS=tokens, CHANNELS=channels, STEPS=batch.bit_length(), num_warps=4,
         )  # fmt: skip

@@ -15,12 +15,11 @@ _TOKENS, _OTHERS = 128, 16
 
 
 @triton.jit
-def row_range(passage, rows, total_rows, cu_out):
+def row_range(passage, rows, cu_out):
     """First row of a passage's result and how many rows it has, int64."""
     if cu_out is not None:
-        first = tl.minimum(tl.maximum(tl.load(cu_out + passage).to(tl.int64), 0), total_rows)
-        end = tl.minimum(tl.maximum(tl.load(cu_out + passage + 1).to(tl.int64), first), total_rows)
-        room = end - first
+        first = tl.load(cu_out + passage).to(tl.int64)
+        room = tl.load(cu_out + passage + 1).to(tl.int64) - first
     else:
         first = passage.to(tl.int64) * rows
         room = first * 0 + rows
@@ -29,14 +28,14 @@ def row_range(passage, rows, total_rows, cu_out):
 
 @triton.jit(do_not_specialize=["batch", "n_blocks"])
 def _sort(
-    slot, cu_in, cu_out, order, first, count, batch, n, total, rows, total_rows, n_blocks,
+    slot, cu_in, cu_out, order, first, count, batch, n, rows, n_blocks,
     TOKENS: tl.constexpr, OTHERS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """order (total,): the tokens of each passage by row; first and count (total_rows,): a row's entries of it."""
     passage, block = block_of(tl.program_id(0).to(tl.int64), batch, n_blocks, cu_in, TOKENS, STEPS)
-    start, length = passage_range(passage, n, None, cu_in, total)
-    row, room = row_range(passage, rows, total_rows, cu_out)
-    if (block >= 0) & (block * TOKENS < length):
+    start, length = passage_range(passage, n, None, cu_in)
+    row, room = row_range(passage, rows, cu_out)
+    if block * TOKENS < length:
         token = block.to(tl.int32) * TOKENS + tl.arange(0, TOKENS)
         sort_block(
             slot + start, order + start, first + row, count + row, token, length.to(tl.int32), room.to(tl.int32),
@@ -47,7 +46,8 @@ def _sort(
 def sorted_tokens(
     slot: Tensor, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """order, first and count of `_sort`, on the current device; slot is contiguous and not empty."""
+    """order, first and count of `_sort`, on the current device; slot is contiguous and not empty, offsets are as they
+    should be (`passages.offsets`)."""
     packed = cu_in is not None
     total, n = slot.numel(), slot.shape[-1]
     batch = cu_in.numel() - 1 if packed else slot.shape[0]
@@ -58,7 +58,7 @@ def sorted_tokens(
     if batch:
         programs, each = blocks(batch, n, total, packed, _TOKENS)
         _sort[(programs,)](
-            slot, cu_in, cu_out, order, first, count, batch, n, total, rows, total_rows, each,
+            slot, cu_in, cu_out, order, first, count, batch, n, rows, each,
             TOKENS=_TOKENS, OTHERS=_OTHERS, STEPS=batch.bit_length(), num_warps=4,
         )  # fmt: skip
     return order, first, count

@@ -1,21 +1,22 @@
 """Where a passage's tokens lie: rows of a padded tensor (B, n, ...), or of packed tokens (total, ...) with offsets.
 
-Values in tensors are not checked on a GPU: they are clamped, so that no kernel leaves its tensors.
+Values in tensors are not checked on a GPU: they are clamped, so that no kernel leaves its tensors and no two passages
+share a row.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
-def passage_range(passage, n, lengths, cu_seqlens, total):
+def passage_range(passage, n, lengths, cu_seqlens):
     """First row and number of tokens of a passage, int64."""
     if cu_seqlens is not None:
-        start = tl.minimum(tl.maximum(tl.load(cu_seqlens + passage).to(tl.int64), 0), total)
-        end = tl.minimum(tl.maximum(tl.load(cu_seqlens + passage + 1).to(tl.int64), start), total)
-        length = end - start
+        start = tl.load(cu_seqlens + passage).to(tl.int64)
+        length = tl.load(cu_seqlens + passage + 1).to(tl.int64) - start
     else:
         start = passage.to(tl.int64) * n
         length = start * 0 + n
@@ -44,6 +45,11 @@ def block_of(program, batch, n_blocks, cu_seqlens, TOKENS: tl.constexpr, STEPS: 
             passage = tl.where(inside & (begins <= program), candidate, passage)
         block = program - (tl.load(cu_seqlens + passage).to(tl.int64) // TOKENS + passage)
     return passage, block
+
+
+def offsets(cu_seqlens: Tensor | None, total: int) -> Tensor | None:
+    """Offsets as they should be: from 0 to total, never decreasing."""
+    return None if cu_seqlens is None else cu_seqlens.clamp(0, total).cummax(0).values
 
 
 def blocks(batch: int, n: int, total: int, packed: bool, tokens: int) -> tuple[int, int]:

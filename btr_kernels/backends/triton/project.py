@@ -17,7 +17,7 @@ from torch import Tensor
 from ...reference.matmul import BLOCK
 from . import tuning
 from .common import INTERPRET, on_device, power_of_two, rounded, widened
-from .expand import as_words, masks, operand_type, signs
+from .expand import as_words, masks, signs
 
 #: Up to this many tokens the weight is read about once, by programs with few columns each.
 FEW = 64
@@ -128,7 +128,8 @@ def _project(
     row = (program // columns) * BM + tl.arange(0, BM)
     n = (program % columns) * BN + tl.arange(0, BN)
     exact: tl.constexpr = weight.dtype.element_ty if IN_MEMORY else tl.bfloat16
-    dtype: tl.constexpr = operand_type(exact)
+    # The interpreter multiplies only float32 and int8 correctly.
+    dtype: tl.constexpr = tl.float32 if INTERPRET and exact != tl.int8 else exact
     WORDS: tl.constexpr = BK // WIDTH
     mask_table = tl.load(table + tl.arange(0, WIDTH))
     acc = tl.zeros((BM, BN), tl.int32 if exact == tl.int8 else tl.float32)
