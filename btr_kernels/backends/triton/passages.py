@@ -29,7 +29,7 @@ def passage_range(passage, n, lengths, cu_seqlens):
 def block_of(program, batch, n_blocks, cu_seqlens, TOKENS: tl.constexpr, STEPS: tl.constexpr):
     """The passage that a program works on, and which block of TOKENS tokens of it.
 
-    Padded passages have n_blocks blocks each. A packed passage p gets those from cu_seqlens[p] // TOKENS + p on, at
+    No passage has more than n_blocks blocks, which padded ones all have. A packed passage p gets those from cu_seqlens[p] // TOKENS + p on, at
     least as many as it fills before those of the next one: no prefix sum is needed, and at most `batch` blocks are
     idle. STEPS is the number of bits of `batch`.
     """
@@ -44,6 +44,7 @@ def block_of(program, batch, n_blocks, cu_seqlens, TOKENS: tl.constexpr, STEPS: 
             begins = tl.load(cu_seqlens + tl.where(inside, candidate, 0)).to(tl.int64) // TOKENS + candidate
             passage = tl.where(inside & (begins <= program), candidate, passage)
         block = program - (tl.load(cu_seqlens + passage).to(tl.int64) // TOKENS + passage)
+        block = tl.where(block < 0, program + n_blocks, block)  # the first passage begins later: idle
     return passage, block
 
 
@@ -53,8 +54,8 @@ def offsets(cu_seqlens: Tensor | None, total: int) -> Tensor | None:
 
 
 def blocks(batch: int, n: int, total: int, packed: bool, tokens: int) -> tuple[int, int]:
-    """Programs that `block_of` needs, and the blocks of a padded passage."""
+    """Programs that `block_of` needs, and the most blocks that a passage has."""
     if packed:
-        return triton.cdiv(total, tokens) + batch, 0
+        return triton.cdiv(total, tokens) + batch, triton.cdiv(total, tokens)
     each = triton.cdiv(n, tokens)
     return batch * each, each
