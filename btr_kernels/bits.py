@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, reference
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
 
 
 def _check_norm(norm: str | None, eps: float) -> str:
@@ -80,8 +79,7 @@ def unpack_bits(
         tensor([[ 1., -2.,  3.,  4.]])
     """
     checks.is_tensor("bits", bits)
-    for name, value in (("scale", scale), ("bias", bias), ("token_scale", token_scale), ("out", out)):
-        checks.is_optional_tensor(name, value)
+    checks.are_optional_tensors(scale=scale, bias=bias, token_scale=token_scale, out=out)
     checks.is_int("d", d, 1)
     checks.is_dtype("dtype", dtype, checks.FLOATS)
     if out is None:
@@ -117,8 +115,8 @@ def binarize(
     Source: BTR (arXiv 2310.01329), calibrated binarization inside the normalisation.
     """
     checks.is_tensor("x", x)
-    bits, magnitude = ops.binarize(x, _check_norm(norm, eps), eps, bool(return_magnitude))
-    return (bits, magnitude) if return_magnitude else bits
+    results = ops.binarize(x, _check_norm(norm, eps), eps, bool(return_magnitude))
+    return results if return_magnitude else results[0]
 
 
 def sign_scale(

@@ -22,6 +22,14 @@ def is_optional_tensor(name: str, value: object) -> None:
         is_tensor(name, value)
 
 
+def are_optional_tensors(**values: object) -> None:
+    """The same for several arguments; a call for each would take longer than the check."""
+    for value in values.values():
+        if value is not None and not isinstance(value, Tensor):
+            for name, each in values.items():
+                is_optional_tensor(name, each)
+
+
 def is_int(name: str, value: object, low: int) -> None:
     # torch.SymInt is what an int becomes under torch.compile with dynamic shapes.
     # The exact type first, since asking an abstract class takes longer than a small operator.
@@ -137,10 +145,11 @@ def writable(out: Tensor | None, *inputs: Tensor | None) -> None:
         return
     if out.requires_grad:
         raise ValueError("out: expected a tensor that does not require grad")
-    if any(t is not None and t.requires_grad for t in inputs):
-        raise ValueError(
-            "out: expected None where an input requires grad, since writing into out is not differentiable"
-        )
+    for t in inputs:
+        if t is not None and t.requires_grad:
+            raise ValueError(
+                "out: expected None where an input requires grad, since writing into out is not differentiable"
+            )
 
 
 def vectors(name: str, x: Tensor, meaning: str, dims: int = 1) -> Sequence[int]:

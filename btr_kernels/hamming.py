@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import checks
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
 
 
 class Neighbours(NamedTuple):

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .reference.matmul import BLOCK
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
+from .reference.matmul import BLOCK, geglu
 
 PRECISIONS = ("exact", "fast", "int8", "fp8")
 
@@ -165,24 +164,89 @@ def unpack_matmul(
 
     Source: BTR (arXiv 2310.01329): restored states are read by the first projection of the joint layers.
     """
+    if isinstance(weight, PreparedWeight) and out is None and _needs_gradient(bias, token_scale):
+        return _with_differentiable_epilogue(bits, weight, scale, bias, token_scale, out_dtype)
+    return _call("unpack_matmul", bits, weight, scale, bias, token_scale, out_dtype, out)
+
+
+def unpack_geglu(
+    bits: Tensor,
+    weight: Tensor | PreparedWeight,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    token_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Both first projections of T5's feed-forward, and the product of the two: gelu(gate) * linear.
+
+    With y = `unpack_matmul(bits, weight, ...)` of 2 N columns, of which the first N are the gate, this is
+    `gelu(y[..., :N], approximate="tanh") * y[..., N:]`, without y in memory. For projections that only share their
+    bits, as an attention's queries, keys and values, concatenate the weights: one `unpack_matmul` of all is faster than
+    three.
+
+    Args:
+        bits: uint8 (..., ceil(d / 8)); pad bits are ignored.
+        weight: (2 N, d) float32, float16 or bfloat16, the gate's rows first, or what `prepare_weight` made of it.
+        scale: (d,) float, one factor a channel; None for 1, and for a prepared weight, which holds its own.
+        bias: (2 N,) float.
+        token_scale: (...,) float, one factor a token, of both projections.
+        out_dtype: float32, float16 or bfloat16; the weight's by default.
+        out: where to write, (..., N) of the result's dtype.
+
+    Returns:
+        (..., N), accumulated in float32; differentiable as `unpack_matmul` is, then in several steps.
+
+    Raises:
+        TypeError, ValueError: as `unpack_matmul`, or an odd number of rows.
+
+    Example:
+        >>> weight = prepare_weight(torch.cat([torch.randn(2048, 768), torch.randn(2048, 768)]))
+        >>> unpack_geglu(pack_bits(torch.randn(40, 128, 768)), weight).shape
+        torch.Size([40, 128, 2048])
+
+    Source: the feed-forward of T5 v1.1 (GEGLU, Shazeer, arXiv 2002.05202), read by BTR (arXiv 2310.01329) after the
+    attention of the cut layer.
+    """
+    constants = isinstance(weight, PreparedWeight)
+    if out is None and _needs_gradient(bias, token_scale, *(() if constants else (weight, scale))):
+        if weight.shape[0] % 2:
+            raise ValueError(f"weight: expected (2 N, d), an even number of rows, got {tuple(weight.shape)}")
+        y = unpack_matmul(bits, weight, scale, bias, token_scale=token_scale, out_dtype=torch.float32)
+        out_dtype = out_dtype or weight.dtype
+        checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
+        return geglu(y).to(out_dtype)
+    return _call("unpack_geglu", bits, weight, scale, bias, token_scale, out_dtype, out)
+
+
+def _needs_gradient(*inputs: object) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+
+
+def _call(
+    operator: str,
+    bits: Tensor,
+    weight: Tensor | PreparedWeight,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype | None,
+    out: Tensor | None,
+) -> Tensor:
+    """The operator, or its form for prepared weights, once everything that is not its business has been checked."""
     checks.is_tensor("bits", bits)
     for name, value in (("scale", scale), ("bias", bias), ("token_scale", token_scale), ("out", out)):
         checks.is_optional_tensor(name, value)
     if isinstance(weight, PreparedWeight):
         if scale is not None:
             raise ValueError("scale: expected None, since the prepared weight already holds its scale")
-        if (
-            out is None
-            and torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in (bias, token_scale))
-        ):
-            return _with_differentiable_epilogue(bits, weight, bias, token_scale, out_dtype)
-        name, head = "unpack_matmul_prepared", (weight.data, weight.factors, weight.precision)
+        name, head = f"{operator}_prepared", (weight.data, weight.factors, weight.precision)
         differentiable = (bias, token_scale)
     else:
         checks.is_tensor("weight", weight)
         checks.has_dtype("weight", weight, checks.FLOATS)
-        name, head, differentiable = "unpack_matmul", (weight, scale), (weight, scale, bias, token_scale)
+        name, head, differentiable = operator, (weight, scale), (weight, scale, bias, token_scale)
     if out is not None:
         checks.has_dtype("out", out, checks.FLOATS)
     if out_dtype is None:
@@ -197,13 +261,18 @@ def unpack_matmul(
 
 
 def _with_differentiable_epilogue(
-    bits: Tensor, weight: PreparedWeight, bias: Tensor | None, token_scale: Tensor | None, out_dtype: torch.dtype | None
+    bits: Tensor,
+    weight: PreparedWeight,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype | None,
 ) -> Tensor:
     """`unpack_matmul` of a prepared weight with the epilogue in PyTorch: the operator itself has no gradient, which
     keeps autograd's cost out of the inference path."""
     out_dtype = out_dtype or weight.dtype
     checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
-    y = unpack_matmul(bits, weight, out_dtype=torch.float32)
+    y = unpack_matmul(bits, weight, scale, out_dtype=torch.float32)
     if token_scale is not None:
         checks.per_token("token_scale", token_scale, bits.shape[:-1], bits.device)
         y = y * token_scale.float().unsqueeze(-1)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-
-ops = torch.ops.btr
+from .ops.direct import calls as ops
 
 
 class MergePlan(NamedTuple):
@@ -85,7 +84,8 @@ def match_tokens(
         if lengths is not None:
             raise ValueError("lengths: expected None together with cu_seqlens, which already tells the lengths")
         checks.offsets("cu_seqlens", cu_seqlens, bits.device)
-        batch, length = cu_seqlens.shape[0] - 1, cu_seqlens.diff()
+        batch = cu_seqlens.shape[0] - 1
+        length = cu_seqlens.diff() if isinstance(keep, float) else None
     elif lengths is not None:
         batch, length = bits.shape[0], lengths
         checks.integers("lengths", lengths, (batch,), "(B,)", bits.device)
@@ -107,7 +107,7 @@ def match_tokens(
 def _keep(keep: object, length: Tensor | None, n: int, batch: int, device: torch.device) -> tuple[Tensor, int]:
     """Tokens to keep in each passage, an integer tensor (B,), and the rows of a padded result.
 
-    `length` is None where all passages have n tokens.
+    `length` is None where all passages have n tokens, or where no share of it is kept.
     """
     if isinstance(keep, Tensor):
         return keep, n

@@ -38,6 +38,19 @@ def load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+class _Native:
+    """The operators `torch.ops.btr_native.*` by name, each kept as the function in C++ that PyTorch calls for it: to
+    look one up and to choose its only overload would take as long as the operator itself."""
+
+    def __getattr__(self, name: str):
+        operator = getattr(torch.ops.btr_native, name).default._op
+        setattr(self, name, operator)
+        return operator
+
+
+_native = _Native()
+
+
 def _float(vector: Tensor | None) -> Tensor | None:
     # The usual case first: each call into PyTorch that changes nothing costs as much as packing a token.
     if vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()):
@@ -46,79 +59,104 @@ def _float(vector: Tensor | None) -> Tensor | None:
 
 
 def _long(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.long().contiguous()
+    if values is None or (values.dtype == torch.int64 and values.is_contiguous()):
+        return values
+    return values.long().contiguous()
+
+
+def says_yes(question: str, *args) -> bool:
+    """The answer of a native operator about CPU tensors (csrc/torch/values.cpp); False also if nobody can be asked."""
+    return args[0].is_cpu and load()[0] is not None and getattr(_native, question)(*args)
 
 
 def _pack_bits(x: Tensor, out: Tensor) -> None:
-    torch.ops.btr_native.pack_bits(x.contiguous(), out)
+    _native.pack_bits(x.contiguous(), out)
 
 
 def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
-    torch.ops.btr_native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
+    _native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
 
 
 def _binarize(x, norm, eps, magnitude, bits, size) -> None:
-    torch.ops.btr_native.binarize(x.contiguous(), norm == "layer", eps, bits, size if magnitude else None)
+    _native.binarize(x.contiguous(), norm == "layer", eps, bits, size if magnitude else None)
 
 
 def _sign_scale(x, scale, norm, eps, grad, limit, out) -> None:
-    torch.ops.btr_native.sign_scale(x.contiguous(), _float(scale), norm == "layer", out)
+    _native.sign_scale(x.contiguous(), _float(scale), norm == "layer", out)
 
 
 def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, grad_scale) -> None:
     sums = torch.empty_like(grad_scale, dtype=torch.float32) if grad_scale.dtype != torch.float32 else grad_scale
-    torch.ops.btr_native.sign_scale_backward(
+    _native.sign_scale_backward(
         grad_out.contiguous(), x.contiguous(), _float(scale), _NORMS[norm], eps, grad == "tanh", limit, grad_x, sums
     )
     if sums is not grad_scale:
         grad_scale.copy_(sums)
 
 
-def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
-    torch.ops.btr_native.unpack_matmul(
-        bits.contiguous(), weight.contiguous(), False, _float(scale), None, _float(bias), _float(token_scale), out
+def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:
+    _native.unpack_matmul(
+        bits.contiguous(),
+        weight.contiguous(),
+        False,
+        gated,
+        _float(scale),
+        None,
+        _float(bias),
+        _float(token_scale),
+        out,
     )
+
+
+def _project_prepared(gated, bits, data, factors, bias, token_scale, out) -> None:
+    _native.unpack_matmul(
+        bits.contiguous(), data.contiguous(), True, gated, None, _float(factors), _float(bias), _float(token_scale), out
+    )
+
+
+def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+    _project(False, bits, weight, scale, bias, token_scale, out)
 
 
 def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
-    torch.ops.btr_native.unpack_matmul(
-        bits.contiguous(), data.contiguous(), True, None, _float(factors), _float(bias), _float(token_scale), out
-    )
+    _project_prepared(False, bits, data, factors, bias, token_scale, out)
+
+
+def _unpack_geglu(bits, weight, scale, bias, token_scale, out_dtype, out) -> None:
+    _project(True, bits, weight, scale, bias, token_scale, out)
+
+
+def _unpack_geglu_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
+    _project_prepared(True, bits, data, factors, bias, token_scale, out)
 
 
 def _hamming_distance(a, b, out) -> None:
     batch = out.shape[:-2]
     a, b = a.expand(*batch, -1, -1).contiguous(), b.expand(*batch, -1, -1).contiguous()
-    torch.ops.btr_native.hamming_distance(a, b, out)
+    _native.hamming_distance(a, b, out)
 
 
 def _hamming_topk(a, b, k, distances, indices) -> None:
-    torch.ops.btr_native.hamming_topk(a.contiguous(), b.contiguous(), distances, indices)
+    _native.hamming_topk(a.contiguous(), b.contiguous(), distances, indices)
 
 
 def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
-    torch.ops.btr_native.match_tokens(
-        bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths
-    )
+    _native.match_tokens(bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths)
 
 
 def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_bits(
-        bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_tokens(
-        x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes
-    )
+    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
 
 
 def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    torch.ops.btr_native.merge_tokens_backward(
+    _native.merge_tokens_backward(
         grad.contiguous(), slot.contiguous(), sizes, new_sizes.contiguous(), _long(cu_in), _long(cu_out), grad_x
     )
 
@@ -133,6 +171,8 @@ CALLS = {
         _sign_scale_backward,
         _unpack_matmul,
         _unpack_matmul_prepared,
+        _unpack_geglu,
+        _unpack_geglu_prepared,
         _hamming_distance,
         _hamming_topk,
         _match_tokens,

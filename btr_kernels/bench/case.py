@@ -42,17 +42,19 @@ class Peer:
             part of the operator's work, so that there is nothing to compare.
         module: the module it needs, if that is not a dependency of the package.
         package: the name under which that module is installed.
+        unsuited: why it would be no peer on this machine, or None if it is one.
     """
 
     run: Run
     module: str | None = None
     package: str | None = None
+    unsuited: Callable[[], str | None] | None = None
 
     def why_not(self) -> str | None:
         """Why it cannot run here, or None if it can."""
-        if self.module is None or find_spec(self.module) is not None:
-            return None
-        return f"{self.package or self.module} is not installed"
+        if self.module is not None and find_spec(self.module) is None:
+            return f"{self.package or self.module} is not installed"
+        return self.unsuited() if self.unsuited else None
 
 
 @dataclass(frozen=True)

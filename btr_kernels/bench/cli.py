@@ -16,7 +16,7 @@ from .. import backends, current_backend, use_backend
 from ..backends import NAMES
 from .case import Case, WrongResult
 from .cases import CASES, OPERATORS
-from .machine import Limits, environment, keep_freed_memory, thread_count
+from .machine import PEER_VARIABLES, Limits, environment, keep_freed_memory, thread_count
 from .measure import Settings, input_pool, measure
 from .report import Report, progress_line, summary
 from .timing import SYSTEM_CLOCK
@@ -148,7 +148,7 @@ def run(report: Report, cases: Sequence[Case], options: argparse.Namespace) -> N
 
 def _program() -> list[str]:
     """The start of a command that repeats a run: the environment variables that change results, and the program."""
-    names = ("BTR_ISA", "BTR_BACKEND", "OMP_WAIT_POLICY")
+    names = ("BTR_ISA", "BTR_BACKEND", "OMP_WAIT_POLICY", *PEER_VARIABLES)
     variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return [*variables, *PROGRAM.split()]
 

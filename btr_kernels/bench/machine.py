@@ -23,6 +23,15 @@ from .case import Case
 from .timing import SYSTEM_CLOCK
 
 MIB = 1 << 20
+#: Environment variables that keep other libraries from instructions that they would use.
+PEER_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+    "FAISS_OPT_LEVEL",
+)
 #: Taken for the last-level cache where the system does not tell; larger than those of most machines.
 UNKNOWN_CACHE = 64 * MIB
 #: Buffers of the bandwidth limits, in last-level caches: what stays in cache is then a small part.
@@ -67,6 +76,7 @@ def environment(threads: Sequence[int]) -> dict[str, object]:
         "backend": backend,
         "instruction_set": instruction_set(),
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "peer_variables": {name: os.environ[name] for name in PEER_VARIABLES if name in os.environ},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "btr_kernels": __version__,
@@ -83,7 +93,7 @@ def _version(package: str) -> str | None:
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
-    """Run torch, and faiss if it is there, on this many threads. NumPy's and numkong's calls use one in any case."""
+    """Run torch, faiss and NumPy's matmul on this many threads. NumPy's and numkong's other calls use one anyway."""
     before = torch.get_num_threads()
     _set_threads(threads)
     try:
@@ -98,6 +108,10 @@ def _set_threads(threads: int) -> None:
         import faiss
 
         faiss.omp_set_num_threads(threads)
+    if find_spec("threadpoolctl") is not None:
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy's matmul
 
 
 def keep_freed_memory() -> bool:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import unpack_matmul
 from .case import Inputs, Peer
 
 # --- packing and unpacking
@@ -110,14 +112,52 @@ eager_straight_through = Peer(_eager_straight_through)
 # --- projection
 
 
-def _unpacked_matmul(i: Inputs) -> Tensor | None:
-    """In float32, also for 16-bit weights, whose own matmul is far slower on CPUs without instructions for it; then
-    the rounding of the result is left out."""
-    product = torch.matmul(i.x, i.weight_float32.t(), out=i.out_float32)
+def _if_float32(i: Inputs, product: Tensor) -> Tensor | None:
+    """Rounding to 16 bits is left out."""
     return product if i.out.dtype == torch.float32 else None
 
 
+def _unpacked_matmul(i: Inputs) -> Tensor | None:
+    return _if_float32(i, torch.matmul(i.x, i.weight_float32.t(), out=i.out_float32))
+
+
+def _numpy_matmul(i: Inputs) -> Tensor | None:
+    """NumPy's OpenBLAS, which uses AVX-512 on CPUs where torch's MKL does not."""
+    np.matmul(i.x.numpy(), i.weight_float32.numpy().T, out=i.out_float32.numpy())
+    return _if_float32(i, i.out_float32)
+
+
+def _bfloat16_matmul(i: Inputs) -> Tensor | None:
+    """Weights and scale rounded to bfloat16."""
+    product = torch.matmul(i.x_bfloat16, i.weight_bfloat16.t(), out=i.out_bfloat16)
+    return product if i.out.dtype == torch.bfloat16 else None
+
+
+def _no_bfloat16() -> str | None:
+    # Without instructions for it a matmul in bfloat16 is tens of times slower than one in float32.
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return None if "avx512_bf16" in flags or " bf16" in flags else "this CPU has no instructions for bfloat16"
+
+
+def _unpacked_geglu(i: Inputs) -> Tensor:
+    """The projections one after the other, and GELU and product in place."""
+    gate = torch.matmul(i.x, i.gate.t(), out=i.gate_out)
+    linear = torch.matmul(i.x, i.linear.t(), out=i.linear_out)
+    return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), linear, out=i.out)
+
+
+def _separate_geglu(i: Inputs) -> Tensor:
+    """Our own projections in two calls, with PyTorch for the rest."""
+    gate = unpack_matmul(i.bits, i.gate_weight, out=i.gate_out)
+    linear = unpack_matmul(i.bits, i.linear_weight, out=i.linear_out)
+    return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), linear, out=i.out)
+
+
 unpacked_matmul = Peer(_unpacked_matmul)
+numpy_matmul = Peer(_numpy_matmul)
+bfloat16_matmul = Peer(_bfloat16_matmul, unsuited=_no_bfloat16)
+unpacked_geglu = Peer(_unpacked_geglu)
+separate_geglu = Peer(_separate_geglu)
 
 
 # --- Hamming distances and matching

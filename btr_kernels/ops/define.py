@@ -6,6 +6,9 @@ chosen at run time) and, where asked for, the `<name>_out` variant that writes i
 
 Backends therefore never check and never allocate results: they receive the schema's arguments followed by the
 result tensors, contiguous and of the right shape, dtype and device.
+
+Public functions reach operators through `direct.calls`: `torch.ops.btr.*`, or the implementation itself where nothing
+wants to see the operator. What a call's arguments give, as long as it is not wrong, is remembered there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, checks
+from . import direct
 
 _library = torch.library.Library("btr", "DEF")
 
@@ -26,6 +30,10 @@ OPERATORS: list[str] = []
 
 #: True when BTR_DEBUG=1: values inside tensors (lengths, slots) are then checked on GPUs too, with a host sync.
 CHECK_GPU_VALUES = os.environ.get("BTR_DEBUG", "0") == "1"
+
+
+#: Argument shapes and dtypes remembered for an operator: a model has tens of them, varying lengths have any number.
+_REMEMBERED = 1024
 
 
 class Result(NamedTuple):
@@ -57,35 +65,62 @@ def define(
             check_values(*args)
         backends.resolve(name, device)(*args, *outs)
 
-    def allocate(args: tuple) -> list[Tensor]:
-        return [args[0].new_empty(shape, dtype=dtype) for shape, dtype in meta(*args)]
+    def allocate(like: Tensor, expected: Sequence[Result]) -> list[Tensor]:
+        # Sizes one by one: PyTorch takes a third longer to read them from a tuple.
+        return [
+            like.new_empty(*shape, dtype=dtype) if shape else like.new_empty((), dtype=dtype)
+            for shape, dtype in expected
+        ]
+
+    def returned(outs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        return outs[0] if results == 1 else tuple(outs)
 
     def implementation(*args):
-        outs = allocate(args)
+        outs = allocate(args[0], meta(*args))
         run(args, outs)
-        return outs[0] if results == 1 else tuple(outs)
+        return returned(outs)
 
     def fake(*args):
-        outs = allocate(args)
-        return outs[0] if results == 1 else tuple(outs)
+        return returned(allocate(args[0], meta(*args)))
+
+    remembered: dict[tuple, Sequence[Result]] = {}
+
+    def remember(key: tuple, expected: Sequence[Result]) -> None:
+        if len(remembered) >= _REMEMBERED:
+            remembered.clear()
+        remembered[key] = expected
+
+    def call(*args):
+        key = direct.key(args)
+        if key is None:
+            return operator(*args)
+        expected = remembered.get(key)
+        if expected is None:
+            expected = meta(*args)
+            remember(key, expected)
+        outs = allocate(args[0], expected)
+        run(args, outs)
+        return returned(outs)
 
     OPERATORS.append(name)
     returns = "Tensor" if results == 1 else "(" + ", ".join(["Tensor"] * results) + ")"
-    _register(f"{name}({arguments}) -> {returns}", implementation, fake)
+    operator = _register(f"{name}({arguments}) -> {returns}", implementation, fake)
+    setattr(direct.calls, name, call)
     if not out:
         return
 
-    def check_out(args: tuple, outs: tuple) -> bool:
-        """Raise if the outputs cannot hold the results; whether a kernel can write into all of them."""
-        device, contiguous = args[0].device, True
-        for tensor, expected in zip(outs, meta(*args), strict=True):
-            _check_out(tensor, expected, device)
-            contiguous = contiguous and tensor.is_contiguous()
-        return contiguous
+    def check_out(args: tuple, outs: tuple) -> Sequence[Result]:
+        """Raise if the outputs cannot hold the results."""
+        all_expected = meta(*args)
+        for tensor, expected in zip(outs, all_expected, strict=True):
+            _check_out(tensor, expected, args[0].device)
+        return all_expected
 
-    def out_implementation(*args):
-        args, outs = args[:-results], args[-results:]
-        if check_out(args, outs):
+    def write(args: tuple, outs: tuple) -> None:
+        for o in outs:
+            if not o.is_contiguous():
+                break
+        else:
             run(args, outs)
             return
         written = [torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
@@ -93,19 +128,34 @@ def define(
         for o, w in zip(outs, written, strict=True):
             o.copy_(w)
 
+    def out_implementation(*args):
+        check_out(args[:-results], args[-results:])
+        write(args[:-results], args[-results:])
+
     def out_fake(*args):
         check_out(args[:-results], args[-results:])
 
+    def out_call(*args):
+        key = direct.key(args)
+        if key is None:
+            out_operator(*args)
+            return
+        if key not in remembered:  # the outputs make it another key than that of a call without them
+            remember(key, check_out(args[:-results], args[-results:]))
+        write(args[:-results], args[-results:])
+
     names = ["out"] if results == 1 else [f"out{i}" for i in range(results)]
     written = ", ".join(f"Tensor({chr(97 + i)}!) {n}" for i, n in enumerate(names))
-    _register(f"{name}_out({arguments}, {written}) -> ()", out_implementation, out_fake)
+    out_operator = _register(f"{name}_out({arguments}, {written}) -> ()", out_implementation, out_fake)
+    setattr(direct.calls, f"{name}_out", out_call)
 
 
-def _register(schema: str, implementation: Callable, fake: Callable) -> None:
+def _register(schema: str, implementation: Callable, fake: Callable) -> torch._ops.OpOverload:
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"btr::{name}", fake, lib=_library)
+    return getattr(torch.ops.btr, name).default
 
 
 def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:

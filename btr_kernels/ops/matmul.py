@@ -48,12 +48,8 @@ def _unpack_matmul(
     return _epilogue(bits, n, bias, token_scale, out_dtype)
 
 
-define(
-    "unpack_matmul",
-    "Tensor bits, Tensor weight, Tensor? scale, Tensor? bias, Tensor? token_scale, ScalarType out_dtype",
-    _unpack_matmul,
-    out=True,
-)
+_ARGUMENTS = "Tensor bits, Tensor weight, Tensor? scale, Tensor? bias, Tensor? token_scale, ScalarType out_dtype"
+define("unpack_matmul", _ARGUMENTS, _unpack_matmul, out=True)
 
 
 def _context(ctx, inputs, output) -> None:
@@ -120,9 +116,27 @@ def _unpack_matmul_prepared(
     return _epilogue(bits, n, bias, token_scale, out_dtype)
 
 
-define(
-    "unpack_matmul_prepared",
-    "Tensor bits, Tensor data, Tensor? factors, str precision, Tensor? bias, Tensor? token_scale, ScalarType out_dtype",
-    _unpack_matmul_prepared,
-    out=True,
+_PREPARED_ARGUMENTS = (
+    "Tensor bits, Tensor data, Tensor? factors, str precision, Tensor? bias, Tensor? token_scale, ScalarType out_dtype"
 )
+define("unpack_matmul_prepared", _PREPARED_ARGUMENTS, _unpack_matmul_prepared, out=True)
+
+
+def _halved(name: str, results: list[Result], weight_shape: str) -> list[Result]:
+    """Of the columns of a projection, half are the gate's."""
+    ((shape, dtype),) = results
+    if shape[-1] % 2:
+        raise ValueError(f"{name}: expected {weight_shape}, an even number of projections, got {shape[-1]}")
+    return [Result((*shape[:-1], shape[-1] // 2), dtype)]
+
+
+def _unpack_geglu(*args) -> list[Result]:
+    return _halved("weight", _unpack_matmul(*args), "(2 N, d)")
+
+
+def _unpack_geglu_prepared(*args) -> list[Result]:
+    return _halved("weight", _unpack_matmul_prepared(*args), "(d, 2 N)")
+
+
+define("unpack_geglu", _ARGUMENTS, _unpack_geglu, out=True)
+define("unpack_geglu_prepared", _PREPARED_ARGUMENTS, _unpack_geglu_prepared, out=True)

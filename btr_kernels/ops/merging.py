@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..backends import native
 from .define import Result, define, register_autograd
 
 _INT32_MAX = 2**31 - 1
@@ -23,12 +24,16 @@ def _passages(tokens: Tensor, name: str, cu_seqlens: Tensor | None) -> int:
     return cu_seqlens.shape[0] - 1
 
 
-def _check_offsets(name: str, cu_seqlens: Tensor, total: int, *, ends_at_total: bool = True) -> None:
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+def _check_offsets(name: str, cu_seqlens: Tensor, total: int, *, ends_at_total: bool = True) -> Tensor:
+    """The lengths between the offsets."""
+    ends = cu_seqlens[:: max(cu_seqlens.shape[0] - 1, 1)].tolist()
+    first, last = ends[0], ends[-1]
     if first != 0 or (last != total if ends_at_total else last > total):
         raise ValueError(f"{name}: expected offsets from 0 to {total}, got {first} to {last}")
-    if bool((cu_seqlens.diff() < 0).any()):
+    lengths = cu_seqlens.diff()
+    if lengths.numel() and int(lengths.amin()) < 0:
         raise ValueError(f"{name}: expected offsets that never decrease")
+    return lengths
 
 
 def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
@@ -50,11 +55,14 @@ def _match_tokens(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens
 
 
 def _check_match_values(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    rows = bits.shape[1 if cu_seqlens is None else 0]
+    if native.says_yes("lengths_fit", keep, lengths, cu_seqlens, rows):
+        return
     _check_range("keep", keep, 1, 2**63 - 1)
     if lengths is not None:
-        _check_range("lengths", lengths, 0, bits.shape[1])
+        _check_range("lengths", lengths, 0, rows)
     if cu_seqlens is not None:
-        _check_offsets("cu_seqlens", cu_seqlens, bits.shape[0])
+        _check_offsets("cu_seqlens", cu_seqlens, rows)
 
 
 define(
@@ -108,6 +116,8 @@ def _merge(
 def _check_merge_values(
     tokens: Tensor, slot: Tensor, sizes: Tensor | None, rows: int, cu_in: Tensor | None, cu_out: Tensor | None
 ) -> None:
+    if native.says_yes("plan_fits", slot, sizes, rows, cu_in, cu_out):
+        return
     if sizes is not None:
         _check_range("sizes", sizes, 0, _INT32_MAX)
         total = int(sizes.sum(dtype=torch.int64))
@@ -116,11 +126,10 @@ def _check_merge_values(
     if cu_in is None:
         _check_range("plan.slot", slot, -1, rows - 1)
         return
-    _check_offsets("cu_seqlens", cu_in, tokens.shape[0])
-    _check_offsets("plan.cu_seqlens", cu_out, rows, ends_at_total=False)
+    lengths = _check_offsets("cu_seqlens", cu_in, tokens.shape[0])
+    room = _check_offsets("plan.cu_seqlens", cu_out, rows, ends_at_total=False)
     _check_range("plan.slot", slot, -1, rows - 1)
-    room = cu_out.diff().repeat_interleave(cu_in.diff())
-    if bool((slot >= room).any()):
+    if bool((slot >= room.repeat_interleave(lengths)).any()):
         raise ValueError("plan.slot: expected every slot below the new length of its passage")
 
 

@@ -55,3 +55,35 @@ def unpack_matmul_prepared(
         for block, (part, rows) in enumerate(zip(x.split(BLOCK, -1), data.split(BLOCK), strict=True)):
             y += (part @ rows) * factors[block]
     return _epilogue(y, bias, token_scale, out_dtype)
+
+
+def geglu(y: Tensor) -> Tensor:
+    """gelu of the first half of the columns, in its approximation by tanh, times the other half."""
+    gate, linear = y.chunk(2, -1)
+    return torch.nn.functional.gelu(gate, approximate="tanh") * linear
+
+
+def unpack_geglu(
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`geglu` of an `unpack_matmul` in float32."""
+    return geglu(unpack_matmul(bits, weight, scale, bias, token_scale, torch.float32)).to(out_dtype)
+
+
+def unpack_geglu_prepared(
+    bits: Tensor,
+    data: Tensor,
+    factors: Tensor | None,
+    precision: str,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`geglu` of an `unpack_matmul_prepared` in float32."""
+    y = unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, torch.float32)
+    return geglu(y).to(out_dtype)

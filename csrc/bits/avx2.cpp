@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "bits/generic.inl"
+#include "bits/streams.inl"
 
 namespace btr::avx2 {
 
@@ -106,8 +107,8 @@ inline uint32_t bits_of_32(const bool_t* x, AsIs) {
   return ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(load(x), _mm256_setzero_si256())));
 }
 
-template <typename T, typename View>
-inline void pack_channels(const T* x, int64_t count, View view, uint8_t* out) {
+template <typename T, typename Count, typename View>
+BTR_INLINE void pack_channels(const T* x, Count count, View view, uint8_t* out) {
   int64_t c = 0;
   for (; c + 32 <= count; c += 32) {
     const uint32_t word = bits_of_32(x + c, view);
@@ -169,8 +170,8 @@ inline void store_8(bfloat16_t* out, __m256 y) {
   store_16_bytes<kStreaming>(out, _mm256_castsi256_si128(packed));
 }
 
-template <bool kStreaming, typename T>
-inline void unpack_signs_channels(const uint8_t* bits, int64_t count, const T* scale, T* out) {
+template <bool kStreaming, typename T, typename Count>
+BTR_INLINE void unpack_signs_channels(const uint8_t* bits, Count count, const T* scale, T* out) {
   int64_t c = 0;
   for (; c + 32 <= count; c += 32) {
     const __m256i word = word_at(bits + c / 8);
@@ -182,8 +183,8 @@ inline void unpack_signs_channels(const uint8_t* bits, int64_t count, const T* s
   for (; c < count; ++c) out[c] = with_sign(scale[c], bit_of(bits, c));
 }
 
-template <bool kStreaming, typename T>
-inline void unpack_affine_channels(const uint8_t* bits, int64_t count, const float* scale, const float* bias,
+template <bool kStreaming, typename T, typename Count>
+BTR_INLINE void unpack_affine_channels(const uint8_t* bits, Count count, const float* scale, const float* bias,
                                    float factor, T* out) {
   int64_t c = 0;
   for (; c + 32 <= count; c += 32) {
@@ -213,18 +214,8 @@ inline double total(__m256d sums) {
 inline __m256d low_half(__m256 v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
 inline __m256d high_half(__m256 v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
 
-template <typename T>
-double sum_in_float64(const T* x, int64_t count) {
-  __m256d sums = _mm256_setzero_pd();
-  for (int64_t c = 0; c < count; c += 8) {
-    const __m256 v = load_8(x + c);
-    sums = _mm256_add_pd(sums, _mm256_add_pd(low_half(v), high_half(v)));
-  }
-  return total(sums);
-}
-
-template <typename T>
-inline double sum(const T* x, int64_t count) {
+template <typename T, typename Count>
+BTR_INLINE double sum(const T* x, Count count) {
   __m256d low = _mm256_setzero_pd(), high = low;
   int64_t c = 0;
   for (; c + 32 <= count; c += 32) {
@@ -239,20 +230,8 @@ inline double sum(const T* x, int64_t count) {
   return result;
 }
 
-template <typename T>
-double sum_of_squares_in_float64(const T* x, int64_t count, float mean) {
-  const __m256 m = _mm256_set1_ps(mean);
-  __m256d sums = _mm256_setzero_pd();
-  for (int64_t c = 0; c < count; c += 8) {
-    const __m256 centred = _mm256_sub_ps(load_8(x + c), m);
-    const __m256d low = low_half(centred), high = high_half(centred);
-    sums = _mm256_fmadd_pd(high, high, _mm256_fmadd_pd(low, low, sums));
-  }
-  return total(sums);
-}
-
-template <typename T>
-inline double sum_of_squares(const T* x, int64_t count, float mean) {
+template <typename T, typename Count>
+BTR_INLINE double sum_of_squares(const T* x, Count count, float mean) {
   const __m256 m = _mm256_set1_ps(mean);
   __m256d low = _mm256_setzero_pd(), high = low;
   int64_t c = 0;
@@ -277,8 +256,8 @@ inline double sum_of_squares(const T* x, int64_t count, float mean) {
 
 // --- sign_scale
 
-template <bool kStreaming, typename T, typename View>
-inline void sign_scale_channels(const T* x, int64_t count, View view, const T* scale, T* out) {
+template <bool kStreaming, typename T, typename Count, typename View>
+BTR_INLINE void sign_scale_channels(const T* x, Count count, View view, const T* scale, T* out) {
   int64_t c = 0;
   for (; c + kLanes<T> <= count; c += kLanes<T>) {
     if (kStreaming && c % (2 * kLanes<T>) == 0)

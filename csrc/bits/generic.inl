@@ -52,26 +52,36 @@ template <typename F>
 double sum_channels(int64_t d, F&& term) {
   constexpr int kLanes = 16;
   double lanes[kLanes] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= d; c += kLanes)
+  const int64_t whole = d / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes)
     for (int i = 0; i < kLanes; ++i) lanes[i] += term(c + i);
-  for (int i = 0; c < d; ++c, ++i) lanes[i] += term(c);
+  for (int64_t c = whole; c < d; ++c) lanes[c - whole] += term(c);
   double total = 0;
   for (double lane : lanes) total += lane;
   return total;
 }
 
+// Not inlined: what kernels that sum in float32 fall back to where that overflows.
+template <typename T>
+__attribute__((noinline)) double sum_in_float64(const T* x, int64_t count) {
+  return sum_channels(count, [x](int64_t c) { return double(to_float(x[c])); });
+}
+
+template <typename T>
+__attribute__((noinline)) double sum_of_squares_in_float64(const T* x, int64_t count, float mean) {
+  return sum_channels(count, [x, mean](int64_t c) {
+    const double centred = double(to_float(x[c])) - mean;
+    return centred * centred;
+  });
+}
+
 inline float mean_of(const float* x, int64_t d) {
-  return float(sum_channels(d, [x](int64_t c) { return double(x[c]); }) / double(d));
+  return float(sum_in_float64(x, d) / double(d));
 }
 
 // sqrt(mean((x - mean)^2) + eps)
 inline float magnitude_of(const float* x, int64_t d, float mean, double eps) {
-  const double squares = sum_channels(d, [x, mean](int64_t c) {
-    const double centred = x[c] - mean;
-    return centred * centred;
-  });
-  return float(std::sqrt(squares / double(d) + eps));
+  return float(std::sqrt(sum_of_squares_in_float64(x, d, mean) / double(d) + eps));
 }
 
 inline void binarize_generic(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, double eps,

@@ -3,22 +3,32 @@
 //   kStreamingBytes, fence()        alignment and completion of streaming stores
 //   AsIs, Centred                   x as it is, or less the row's mean
 //   pack_channels, unpack_signs_channels, unpack_affine_channels, sign_scale_channels, sum, sum_of_squares
+// The last ones take the number of channels as int64_t or, for whole pieces, as Channels.
 
 #include "bits/streams.inl"
 
+// What is done with a piece, inlined for every stream; `count` says for how many channels.
+#define BTR_PIECE(stream) [&](int stream, int64_t row, int64_t c, auto count) __attribute__((always_inline))
+
 namespace btr::BTR_ISA_NAMESPACE {
+
+// Asks for what a kernel will read soon.
+template <typename T, typename Count>
+BTR_INLINE void fetch(const T* x, Count count) {
+  for (int64_t c = 0; c < count; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + c);
+}
 
 template <typename T>
 void pack_rows(const T* x, int64_t rows, int64_t d, uint8_t* out) {
   if (d % 8) {
-    for_each_piece<kReadStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
+    for_each_piece<kReadStreams, T>(rows, d, BTR_PIECE() {
       pack_channels(x + row * d + c, count, AsIs{}, out + row * bytes_for(d) + c / 8);
     });
     return;
   }
   // Without pad bits the rows are one long row, cut as it suits the memory.
   const int64_t total = rows * d, part = total / (64 * kReadStreams) * 64, rest = part * kReadStreams;
-  for_each_piece<kReadStreams, T>(kReadStreams, part, [&](int, int64_t row, int64_t c, int64_t count) {
+  for_each_piece<kReadStreams, T>(kReadStreams, part, BTR_PIECE() {
     pack_channels(x + row * part + c, count, AsIs{}, out + (row * part + c) / 8);
   });
   pack_channels(x + rest, total - rest, AsIs{}, out + rest / 8);
@@ -34,7 +44,7 @@ inline void pack(const void* x, DType dtype, int64_t rows, int64_t d, uint8_t* o
 // +-scale in the result's dtype: rounding is symmetric, so only the sign is left to do.
 template <typename T, bool kStreaming>
 void unpack_signs(const uint8_t* bits, int64_t rows, int64_t d, const T* scale, T* out) {
-  for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
+  for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, BTR_PIECE() {
     unpack_signs_channels<kStreaming>(bits + row * bytes_for(d) + c / 8, count, scale + c, out + row * d + c);
   });
 }
@@ -42,7 +52,7 @@ void unpack_signs(const uint8_t* bits, int64_t rows, int64_t d, const T* scale, 
 template <typename T, bool kStreaming, bool kBias>
 void unpack_affine(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
                    const float* token_scale, T* out) {
-  for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
+  for_each_piece<kStreaming ? 1 : kWriteStreams, T>(rows, d, BTR_PIECE() {
     unpack_affine_channels<kStreaming>(bits + row * bytes_for(d) + c / 8, count, scale + c, kBias ? bias + c : nullptr,
                                        token_scale ? token_scale[row] : 1.0f, out + row * d + c);
   });
@@ -87,7 +97,7 @@ void binarize_rms(const T* x, int64_t rows, int64_t d, double eps, uint8_t* bits
   double squares[kReadStreams] = {};
   for_each_piece<kReadStreams, T>(
       rows, d,
-      [&](int s, int64_t row, int64_t c, int64_t count) {
+      BTR_PIECE(s) {
         pack_channels(x + row * d + c, count, AsIs{}, bits + row * bytes_for(d) + c / 8);
         squares[s] += sum_of_squares(x + row * d + c, count, 0.0f);
       },
@@ -97,17 +107,24 @@ void binarize_rms(const T* x, int64_t rows, int64_t d, double eps, uint8_t* bits
       });
 }
 
-// Means from memory, then signs and squares of rows that are in cache.
+// Means from memory, then signs and squares of rows that are in cache; meanwhile the next rows are fetched.
 template <typename T, int kStreams>
 void binarize_layer(const T* x, int64_t rows, int64_t d, double eps, uint8_t* bits, float* magnitudes) {
   double sums[kStreams] = {};
   for_each_piece<kStreams, T>(
-      rows, d, [&](int s, int64_t row, int64_t c, int64_t count) { sums[s] += sum(x + row * d + c, count); },
+      rows, d, BTR_PIECE(s) { sums[s] += sum(x + row * d + c, count); },
       [&](int s, int64_t row) {
         const float mean = float(sums[s] / double(d));
         sums[s] = 0;
-        pack_channels(x + row * d, d, Centred(mean), bits + row * bytes_for(d));
-        if (magnitudes) magnitudes[row] = root_of_mean(sum_of_squares(x + row * d, d, mean), d, eps);
+        double squares = 0;
+        const T* values = x + row * d;
+        uint8_t* packed = bits + row * bytes_for(d);
+        for_each_piece<1, T>(1, d, [&](int, int64_t, int64_t c, auto count) __attribute__((always_inline)) {
+          fetch(values + d + c, count);
+          pack_channels(values + c, count, Centred(mean), packed + c / 8);
+          if (magnitudes) squares += sum_of_squares(values + c, count, mean);
+        });
+        if (magnitudes) magnitudes[row] = root_of_mean(squares, d, eps);
       });
 }
 
@@ -126,14 +143,14 @@ inline void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool l
 template <typename T, bool kStreaming>
 void sign_scale_rows(const T* x, int64_t rows, int64_t d, bool layer, const T* scale, T* out) {
   if (!layer) {
-    for_each_piece<kWriteStreams, T>(rows, d, [&](int, int64_t row, int64_t c, int64_t count) {
+    for_each_piece<kWriteStreams, T>(rows, d, BTR_PIECE() {
       sign_scale_channels<kStreaming>(x + row * d + c, count, AsIs{}, scale + c, out + row * d + c);
     });
     return;
   }
   double sums[kWriteStreams] = {};
   for_each_piece<kWriteStreams, T>(
-      rows, d, [&](int s, int64_t row, int64_t c, int64_t count) { sums[s] += sum(x + row * d + c, count); },
+      rows, d, BTR_PIECE(s) { sums[s] += sum(x + row * d + c, count); },
       [&](int s, int64_t row) {
         const Centred centred(float(sums[s] / double(d)));
         sums[s] = 0;

@@ -7,14 +7,20 @@
 
 // AVX2, Zen 3: 512 KB take 20 to 40 us, a few times what waking a thread that spins costs; one that sleeps
 // (OMP_WAIT_POLICY=passive, or a busy machine) takes 100 us or more to come.
+// AVX-512, Zen 5, two threads: one that spins pays between 192 and 384 KB for each (pack_bits 4.7 us on one, 6.1 on two;
+// 8.2, 6.9); one that sleeps comes after 25 us, and does not pay at 1.5 MB for each either (33 us, 41).
 BTR_THRESHOLD(parallel, bytes_per_thread, 1, 524288, 524288, 524288, 524288,
               "no thread is started for fewer bytes than this, read or written")
-// Not measured: tens of microseconds.
+// Zen 5, two threads: at 0.6 million products (50 us) a thread that spins saves 17 us and one that sleeps costs 9; at
+// 9 million (204 us) both are even with sleeping threads.
 BTR_THRESHOLD(parallel, products_per_thread, 1, 1048576, 1048576, 1048576, 1048576,
               "unpack_matmul starts no thread for fewer multiply-adds than this")
 
 // Zen 3 (32 MB of last-level cache), the result read once afterwards: even at 24 to 32 MB for sign_scale and at 32 to
-// 64 MB for unpack_bits; not read, streaming wins from 24 MB for both. Other instruction sets: not measured.
+// 64 MB for unpack_bits; not read, streaming wins from 24 MB for both.
+// AVX-512, Zen 5 (32 MB of last-level cache): into a result that was in cache before, even at 28 to 32 MB for sign_scale
+// and at 48 MB for unpack_bits, read afterwards or not. Into one that was not, streaming wins from 4 MB (sign_scale, 1.2
+// times) if it is not read, from 24 MB (sign_scale) or 32 MB (unpack_bits) if it is. Other sets: not measured.
 BTR_THRESHOLD(bits, streaming_bytes, 0, 33554432, 33554432, 33554432, 33554432,
               "unpack_bits and sign_scale that read and write more than this in all write past the caches")
 
@@ -24,13 +30,15 @@ BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 8388608, 8388608,
               "merge_tokens and its gradient write results larger than this past the caches")
 
 // Zen 3, AVX2, 768 -> 768 and 768 -> 2048 with weights from memory: both ways take as long at about these numbers of
-// tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers).
-BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 16, 16,
+// tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers). Zen 5, AVX-512, weights in the
+// last-level cache: 7 to 8, 13 to 19, 8 to 11.
+BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 7, 16,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
-BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 14, 14, "the same for a prepared weight of floats")
-BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 12, 12, "the same for a weight prepared as fast or int8")
-// Zen 3: tables of 5 channels take 1.9 times as long to build and save 3 of 16 look-ups.
-BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 384, 384,
+BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 15, 14, "the same for a prepared weight of floats")
+BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 8, 12, "the same for a weight prepared as fast or int8")
+// Zen 3: tables of 5 channels take 1.9 times as long to build and save 3 of 16 look-ups. Zen 5, AVX-512: even at 128
+// tokens in float32 and at 192 in int16.
+BTR_THRESHOLD(matmul, wide_tables_tokens, 0, 384, 384, 160, 384,
               "unpack_matmul builds tables of 5 channels instead of 4 from this many tokens on")
 BTR_THRESHOLD(matmul, block_tokens, 1, 4096, 4096, 4096, 4096,
               "tokens that share one set of lookup tables, if their sums take less than 2 MB")

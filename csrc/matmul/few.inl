@@ -4,6 +4,7 @@
 
 #include "core/rows.h"
 #include "core/scratch.h"
+#include "matmul/gelu.inl"
 #include "matmul/matmul.h"
 #include "matmul/vectors.inl"
 
@@ -72,37 +73,45 @@ BTR_INLINE void dot_rows(const float* tokens, int64_t stride, const float* const
 template <int Rows, typename W>
 void dot_columns(const MatmulArgs& args, const float* expanded, int64_t stride, int64_t token, int64_t tokens,
                  int64_t n, float* converted) {
-  const float* rows[Rows];
-  for (int r = 0; r < Rows; ++r)
-    rows[r] = load_row(static_cast<const W*>(args.weight) + (n + r) * args.d, args.d, converted + r * stride);
-  const auto finish = [&](int64_t first, int64_t count, const float* sums) {
-    with_float_type(args.out_type, [&](auto* type) {
-      using Out = std::remove_pointer_t<decltype(type)>;
+  // Of the gate, or all there is; and of the linear part.
+  const float* rows[2][Rows];
+  const auto row = [&](int part, int r) {
+    return load_row(static_cast<const W*>(args.weight) + (part * args.n + n + r) * args.d, args.d,
+                    converted + (part * Rows + r) * stride);
+  };
+  for (int r = 0; r < Rows; ++r) {
+    rows[0][r] = row(0, r);
+    if (args.gated) rows[1][r] = row(1, r);
+  }
+  const auto dot = [&](auto count, int64_t first) {
+    constexpr int kTokens = decltype(count)::value;
+    float values[2][Rows * kTokens];
+    for (int part = 0; part < (args.gated ? 2 : 1); ++part) {
+      dot_rows<Rows, kTokens>(expanded + first * stride, stride, rows[part], args.d, values[part]);
       for (int r = 0; r < Rows; ++r) {
-        const float bias = args.bias ? args.bias[n + r] : 0.0f;
-        for (int64_t t = 0; t < count; ++t) {
-          const int64_t m = token + first + t;
-          const float token_scale = args.token_scale ? args.token_scale[m] : 1.0f;
-          static_cast<Out*>(args.out)[m * args.n + n + r] = from_float<Out>(sums[r * count + t] * token_scale + bias);
+        const float bias = args.bias ? args.bias[part * args.n + n + r] : 0.0f;
+        for (int t = 0; t < kTokens; ++t) {
+          const float token_scale = args.token_scale ? args.token_scale[token + first + t] : 1.0f;
+          values[part][r * kTokens + t] = values[part][r * kTokens + t] * token_scale + bias;
         }
       }
+    }
+    if (args.gated) apply_gate(values[0], values[1], Rows * kTokens);
+    with_float_type(args.out_type, [&](auto* type) {
+      using Out = std::remove_pointer_t<decltype(type)>;
+      for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < kTokens; ++t)
+          static_cast<Out*>(args.out)[(token + first + t) * args.n + n + r] =
+              from_float<Out>(values[0][r * kTokens + t]);
     });
   };
-  float sums[Rows * 4];
   int64_t t = 0;
-  for (; t + 4 <= tokens; t += 4) {
-    dot_rows<Rows, 4>(expanded + t * stride, stride, rows, args.d, sums);
-    finish(t, 4, sums);
-  }
+  for (; t + 4 <= tokens; t += 4) dot(std::integral_constant<int, 4>(), t);
   if (t + 2 <= tokens) {
-    dot_rows<Rows, 2>(expanded + t * stride, stride, rows, args.d, sums);
-    finish(t, 2, sums);
+    dot(std::integral_constant<int, 2>(), t);
     t += 2;
   }
-  if (t < tokens) {
-    dot_rows<Rows, 1>(expanded + t * stride, stride, rows, args.d, sums);
-    finish(t, 1, sums);
-  }
+  if (t < tokens) dot(std::integral_constant<int, 1>(), t);
 }
 
 template <typename W>
@@ -111,7 +120,7 @@ void dot_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t fi
   constexpr int kRows = 3;
   const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
   float* expanded = scratch.get<float>(tokens * stride);
-  float* converted = scratch.get<float>(kRows * stride);
+  float* converted = scratch.get<float>(2 * kRows * stride);
   for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
   int64_t n = first;
   if (tokens > 1)
@@ -183,44 +192,57 @@ void add_block(const W* weight, int64_t row, int64_t columns, int64_t begin, int
   }
 }
 
+// Totals of columns [column, column + columns) of the weight, in rows of `strip`; `sums` is room for sums of integers.
+template <typename W>
+void add_strip(const MatmulArgs& args, const float* expanded, int64_t stride, int64_t tokens, int64_t column,
+               int64_t columns, int64_t strip, SumOf<W>* sums, float* totals) {
+  constexpr bool kInteger = std::is_integral_v<W>;
+  const int64_t row = args.weight_columns();
+  const int64_t block = !kInteger ? args.d : sizeof(W) == 1 ? MatmulKernels::kByteChannels : MatmulKernels::kGroup;
+  const W* weight = static_cast<const W*>(args.weight) + column;
+  std::fill(totals, totals + tokens * strip, 0.0f);
+  if constexpr (!kInteger) sums = totals;
+  for (int64_t begin = 0; begin < args.d; begin += block) {
+    const int64_t end = std::min(begin + block, args.d);
+    if constexpr (kInteger) std::fill(sums, sums + tokens * strip, SumOf<W>(0));
+    const auto add = tokens == 1 ? add_block<8, W> : add_block<4, W>;
+    add(weight, row, columns, begin, end, expanded, stride, tokens, sums, strip);
+    if constexpr (kInteger) {
+      const float* factors = args.factors + (args.factor_blocks > 1 ? begin / block * row : 0) + column;
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * float(sums[t * strip + j]);
+    }
+  }
+}
+
 template <typename W>
 void few_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
-  using Sum = SumOf<W>;
-  constexpr bool kInteger = std::is_integral_v<W>;
   // The sums of a strip of columns stay in L1.
   const int64_t strip = std::max<int64_t>(4096 / tokens / 16 * 16, 64);
   const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
+  const int parts = args.gated ? 2 : 1;
   float* expanded = scratch.get<float>(tokens * stride);
-  Sum* sums = scratch.get<Sum>(tokens * strip);
-  float* totals = nullptr;
-  if constexpr (kInteger)
-    totals = scratch.get<float>(tokens * strip);
-  else
-    totals = sums;
+  SumOf<W>* sums = scratch.get<SumOf<W>>(std::is_integral_v<W> ? tokens * strip : 1);
+  float* totals = scratch.get<float>(parts * tokens * strip);
   for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
-  const int64_t block = !kInteger ? args.d : sizeof(W) == 1 ? MatmulKernels::kByteChannels : MatmulKernels::kGroup;
   for (int64_t column = first; column < last; column += strip) {
     const int64_t columns = std::min(strip, last - column);
-    const W* weight = static_cast<const W*>(args.weight) + column;
-    std::fill(totals, totals + tokens * strip, 0.0f);
-    for (int64_t begin = 0; begin < args.d; begin += block) {
-      const int64_t end = std::min(begin + block, args.d);
-      if constexpr (kInteger) std::fill(sums, sums + tokens * strip, Sum(0));
-      const auto add = tokens == 1 ? add_block<8, W> : add_block<4, W>;
-      add(weight, args.n, columns, begin, end, expanded, stride, tokens, sums, strip);
-      if constexpr (kInteger) {
-        const float* factors = args.factors + (args.factor_blocks > 1 ? begin / block * args.n : 0) + column;
-        for (int64_t t = 0; t < tokens; ++t)
-          for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * float(sums[t * strip + j]);
+    for (int part = 0; part < parts; ++part) {
+      float* of_part = totals + part * tokens * strip;
+      add_strip<W>(args, expanded, stride, tokens, part * args.n + column, columns, strip, sums, of_part);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float token_scale = args.token_scale ? args.token_scale[token + t] : 1.0f;
+        const float* bias = args.bias ? args.bias + part * args.n + column : nullptr;
+        float* row = of_part + t * strip;
+        for (int64_t j = 0; j < columns; ++j) row[j] = row[j] * token_scale + (bias ? bias[j] : 0.0f);
+        if (part == 1) apply_gate(totals + t * strip, row, columns);
       }
     }
     with_float_type(args.out_type, [&](auto* type) {
       using Out = std::remove_pointer_t<decltype(type)>;
       for (int64_t t = 0; t < tokens; ++t) {
-        const float token_scale = args.token_scale ? args.token_scale[token + t] : 1.0f;
         Out* out = static_cast<Out*>(args.out) + (token + t) * args.n + column;
-        for (int64_t j = 0; j < columns; ++j)
-          out[j] = from_float<Out>(totals[t * strip + j] * token_scale + (args.bias ? args.bias[column + j] : 0.0f));
+        for (int64_t j = 0; j < columns; ++j) out[j] = from_float<Out>(totals[t * strip + j]);
       }
     });
   }

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "core/scratch.h"
+#include "matmul/gelu.inl"
 #include "matmul/tile.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
@@ -155,14 +156,18 @@ BTR_INLINE void stream(float* p, Floats v) {
 constexpr int kStripe = MatmulKernels::kStripe;
 
 // Totals of tokens times their scale, plus the bias, to a stripe of columns of the result: lines of one tile, a row
-// apart, would reach memory at a fifth of its rate. Totals are kept in tiles, each with all tokens of the block.
+// apart, would reach memory at a fifth of its rate. Totals are kept in tiles, each with all tokens of the block; those of
+// the linear part, if there is one, follow those of all tiles.
 template <int Tile>
 class Writer {
  public:
   Writer(const MatmulArgs& args, bool streaming, int64_t first, int64_t last, const float* totals, int64_t block)
       : args_(args), first_(first), columns_(last - first < kStripe ? last - first : kStripe), totals_(totals),
-        tile_stride_(block * Tile) {
-    for (int64_t j = 0; j < kStripe; ++j) bias_[j] = args.bias && j < columns_ ? args.bias[first + j] : 0.0f;
+        tile_stride_(block * Tile), linear_(block * kStripe) {
+    for (int64_t j = 0; j < kStripe; ++j) {
+      bias_[0][j] = args.bias && j < columns_ ? args.bias[first + j] : 0.0f;
+      bias_[1][j] = args.bias && args.gated && j < columns_ ? args.bias[args.n + first + j] : 0.0f;
+    }
     streaming_ = streaming && columns_ == kStripe && args.out_type == DType::f32 && args.n % 16 == 0 &&
                  reinterpret_cast<uintptr_t>(static_cast<float*>(args.out) + first) % 64 == 0;
   }
@@ -171,38 +176,55 @@ class Writer {
   void write(int64_t token, int64_t tokens) const {
     with_float_type(args_.out_type, [&](auto* type) {
       using Out = std::remove_pointer_t<decltype(type)>;
-      Out* out = static_cast<Out*>(args_.out) + token * args_.n + first_;
-      for (int64_t t = 0; t < tokens; ++t, out += args_.n) {
-        const float token_scale = args_.token_scale ? args_.token_scale[token + t] : 1.0f;
-        const float* total = totals_ + t * Tile;
-        for (int64_t j = 0; j < columns_; j += Tile, total += tile_stride_)
-          write_tile(total, token_scale, bias_ + j, out + j, columns_ - j);
-      }
+      if (args_.gated)
+        write_rows<true, Out>(token, tokens);
+      else
+        write_rows<false, Out>(token, tokens);
     });
   }
 
  private:
-  template <typename Out>
-  void write_tile(const float* total, float token_scale, const float* bias, Out* out, int64_t columns) const {
+  template <bool Gated, typename Out>
+  void write_rows(int64_t token, int64_t tokens) const {
+    Out* out = static_cast<Out*>(args_.out) + token * args_.n + first_;
+    for (int64_t t = 0; t < tokens; ++t, out += args_.n) {
+      const float token_scale = args_.token_scale ? args_.token_scale[token + t] : 1.0f;
+      const float* total = totals_ + t * Tile;
+      for (int64_t j = 0; j < columns_; j += Tile, total += tile_stride_)
+        write_tile<Gated>(total, token_scale, j, out + j, columns_ - j);
+    }
+  }
+
+  template <bool Gated>
+  BTR_INLINE Floats value(const float* total, float token_scale, int64_t column) const {
+    const Floats v = load(total) * token_scale + load(bias_[0] + column);
+    if constexpr (!Gated) return v;
+    return gelu(v) * (load(total + linear_) * token_scale + load(bias_[1] + column));
+  }
+
+  template <bool Gated, typename Out>
+  void write_tile(const float* total, float token_scale, int64_t column, Out* out, int64_t columns) const {
     if constexpr (std::is_same_v<Out, float>) {
       if (streaming_) {
-        for (int j = 0; j < Tile; j += kLanes<float>) stream(out + j, load(total + j) * token_scale + load(bias + j));
+        for (int j = 0; j < Tile; j += kLanes<float>) stream(out + j, value<Gated>(total + j, token_scale, column + j));
         return;
       }
     }
     if (columns >= Tile) {
-      for (int64_t j = 0; j < Tile; ++j) out[j] = from_float<Out>(total[j] * token_scale + bias[j]);
-    } else {
-      for (int64_t j = 0; j < columns; ++j) out[j] = from_float<Out>(total[j] * token_scale + bias[j]);
+      for (int j = 0; j < Tile; j += kLanes<float>) store_as(out + j, value<Gated>(total + j, token_scale, column + j));
+      return;
     }
+    float values[Tile];
+    for (int j = 0; j < Tile; j += kLanes<float>) store(values + j, value<Gated>(total + j, token_scale, column + j));
+    for (int64_t j = 0; j < columns; ++j) out[j] = from_float<Out>(values[j]);
   }
 
   const MatmulArgs& args_;
   int64_t first_, columns_;
   const float* totals_;
-  int64_t tile_stride_;
+  int64_t tile_stride_, linear_;
   bool streaming_;
-  float bias_[kStripe];
+  float bias_[2][kStripe];
 };
 
 // Columns [first, last) of a block of tokens. `tile_at(column, channel)` gives the tile there.
@@ -211,10 +233,10 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
                   Scratch& scratch, const TileAt& tile_at) {
   constexpr int kTile = kColumns<Sum>;
   constexpr bool kInteger = std::is_same_v<Sum, int16_t>;
-  const int64_t w = bytes_for(args.d), groups = groups_for(args.d);
+  const int64_t w = bytes_for(args.d), groups = groups_for(args.d), columns = args.weight_columns();
   uint64_t* words = scratch.get<uint64_t>(groups * tokens);
   Sum* tables = scratch.get<Sum>(Split<Bits>::kEntries * kTile);
-  float* all_totals = scratch.get<float>(tokens * kStripe);
+  float* all_totals = scratch.get<float>(tokens * kStripe * (args.gated ? 2 : 1));
   // Sums of int16 hold one group of channels of an int16 weight, several of an int8 one.
   const int64_t flush_every = args.weight_type == DType::i8 ? MatmulKernels::kByteChannels / kGroup : 1;
   Sum* running = nullptr;
@@ -230,9 +252,7 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
       words[g * tokens + t] = word;
     }
   }
-  for (int64_t column = first; column < last; column += kTile) {
-    const int64_t tile_in_row = (column - first) / kTile % (kStripe / kTile);
-    float* totals = all_totals + tile_in_row * tokens * kTile;
+  const auto add_tile = [&](int64_t column, float* totals) {
     if constexpr (kInteger)
       std::memset(totals, 0, sizeof(float) * size_t(tokens * kTile));
     else
@@ -244,9 +264,9 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
       const bool resume = kInteger ? g % flush_every != 0 : g != 0;
       if constexpr (kInteger) {
         if ((g + 1) % flush_every == 0 || g + 1 == groups) {
-          const int64_t count = args.n - column < kTile ? args.n - column : kTile;
+          const int64_t count = columns - column < kTile ? columns - column : kTile;
           const int64_t block = args.factor_blocks == 1 ? 0 : g / flush_every;
-          std::memcpy(factors, args.factors + block * args.n + column, sizeof(float) * size_t(count));
+          std::memcpy(factors, args.factors + block * columns + column, sizeof(float) * size_t(count));
           resume ? add_tokens<Bits, true, true>(word, tokens, tables, sums)
                  : add_tokens<Bits, false, true>(word, tokens, tables, sums);
           continue;
@@ -255,10 +275,14 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
       resume ? add_tokens<Bits, true, false>(word, tokens, tables, sums)
              : add_tokens<Bits, false, false>(word, tokens, tables, sums);
     }
-    if (tile_in_row + 1 == kStripe / kTile || column + kTile >= last) {
-      const int64_t written = column - tile_in_row * kTile;
-      Writer<kTile>(args, streaming, written, last, all_totals, tokens).write(token, tokens);
+  };
+  for (int64_t stripe = first; stripe < last; stripe += kStripe) {
+    const int64_t end = last - stripe < kStripe ? last : stripe + kStripe;
+    for (int64_t column = stripe; column < end; column += kTile) {
+      add_tile(column, all_totals + (column - stripe) * tokens);
+      if (args.gated) add_tile(args.n + column, all_totals + (kStripe + column - stripe) * tokens);
     }
+    Writer<kTile>(args, streaming, stripe, last, all_totals, tokens).write(token, tokens);
   }
 }
 

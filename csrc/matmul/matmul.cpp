@@ -24,7 +24,7 @@ MatmulPlan plan_matmul(const MatmulArgs& args, int threads) {
     plan.block = MatmulKernels::kFewTokens;
   } else {
     plan.table_bits = args.m >= t.matmul_wide_tables_tokens ? 5 : 4;
-    const int64_t bytes_a_token = 8 * groups_for(args.d) + 4 * MatmulKernels::kStripe + 64;
+    const int64_t bytes_a_token = 8 * groups_for(args.d) + 4 * MatmulKernels::kStripe * (args.gated ? 2 : 1) + 64;
     plan.block = std::clamp<int64_t>(kBlockBytes / bytes_a_token, 1, t.matmul_block_tokens);
   }
   // Blocks of equal size: a short last one would pay for all the tables.

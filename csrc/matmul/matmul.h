@@ -19,6 +19,9 @@
 //   weight row read once for all tokens. Channel-major: the channels are added up in four streams.
 //   Limit: the bandwidth at which the weight arrives.
 //
+// Gated, for T5's feed-forward: the weight has 2n columns (n rows of the gate, then n of the linear part), and
+//   out[m, n] = gelu(column n) * column n + N, each with its bias; both are computed in the same pass and never written.
+//
 // Work is split by token blocks and stripes of columns; see `MatmulPlan`.
 #pragma once
 
@@ -35,13 +38,16 @@ struct MatmulArgs {
   DType weight_type;   // f32, f16, bf16; channel-major also i16, i8
   bool channel_major;  // (d, n) instead of (n, d)
   const float* scale;     // (d,) or null for 1; null for a channel-major weight, which has it folded in
-  const float* factors;   // (factor_blocks, n) with i16 and i8
+  const float* factors;   // (factor_blocks, weight columns) with i16 and i8
   int64_t factor_blocks;  // ceil(d / 64) with i16, 1 with i8
-  const float* bias;         // (n,) or null for 0
+  const float* bias;         // (weight columns,) or null for 0
   const float* token_scale;  // (m,) or null for 1
   void* out;
   DType out_type;  // f32, f16, bf16
-  int64_t m, n, d;
+  int64_t m, n, d;  // n: columns of out
+  bool gated;
+
+  int64_t weight_columns() const { return gated ? 2 * n : n; }
 };
 
 inline int64_t groups_for(int64_t channels) { return (channels + 63) / 64; }

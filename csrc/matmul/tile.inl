@@ -49,7 +49,7 @@ BTR_INLINE void transpose_8x8(const float* rows, int64_t stride, float* out, int
 template <typename W>
 Tile<float> tile_of_rows(const MatmulArgs& args, int64_t first, int64_t c, float* rows, float* tile) {
   constexpr int kTile = kColumns<float>;
-  const int64_t columns = args.n - first < kTile ? args.n - first : kTile;
+  const int64_t left = args.weight_columns() - first, columns = left < kTile ? left : kTile;
   const int64_t channels = args.d - c < kGroup ? args.d - c : kGroup;
   const W* weight = static_cast<const W*>(args.weight) + first * args.d + c;
   if (columns < kTile || channels < kGroup) std::memset(rows, 0, sizeof(float) * kTile * kGroup);
@@ -73,20 +73,20 @@ Tile<float> tile_of_rows(const MatmulArgs& args, int64_t first, int64_t c, float
 template <typename Sum, typename W>
 Tile<Sum> tile_of_channels(const MatmulArgs& args, int64_t first, int64_t c, Sum* tile) {
   constexpr int kTile = kColumns<Sum>;
-  const int64_t columns = args.n - first < kTile ? args.n - first : kTile;
+  const int64_t stride = args.weight_columns(), columns = stride - first < kTile ? stride - first : kTile;
   const int64_t channels = args.d - c < kGroup ? args.d - c : kGroup;
-  const W* weight = static_cast<const W*>(args.weight) + c * args.n + first;
+  const W* weight = static_cast<const W*>(args.weight) + c * stride + first;
   const bool whole = columns == kTile && channels == kGroup;
   // The next group of channels, of these columns or the next: its rows lie too far apart for the hardware to fetch them
   // ahead.
-  const W* next = c + kGroup < args.d ? weight + kGroup * args.n : static_cast<const W*>(args.weight) + first + kTile;
-  const int64_t left = c + kGroup < args.d ? args.d - c - kGroup : args.d;
-  for (int64_t i = 0; i < (left < kGroup ? left : kGroup); ++i) __builtin_prefetch(next + i * args.n);
+  const W* next = c + kGroup < args.d ? weight + kGroup * stride : static_cast<const W*>(args.weight) + first + kTile;
+  const int64_t channels_left = c + kGroup < args.d ? args.d - c - kGroup : args.d;
+  for (int64_t i = 0; i < (channels_left < kGroup ? channels_left : kGroup); ++i) __builtin_prefetch(next + i * stride);
   if constexpr (std::is_same_v<Sum, W>)
-    if (whole) return {weight, args.n};
+    if (whole) return {weight, stride};
   if (!whole) std::memset(tile, 0, sizeof(Sum) * kTile * kGroup);
   for (int64_t i = 0; i < channels; ++i) {
-    const W* w = weight + i * args.n;
+    const W* w = weight + i * stride;
     Sum* row = tile + i * kTile;
     const auto copy = [&](int64_t count) {
       for (int64_t j = 0; j < count; ++j) {

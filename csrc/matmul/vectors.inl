@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "core/rows.h"
@@ -11,9 +12,6 @@
 #endif
 
 #pragma GCC diagnostic ignored "-Wpsabi"
-// Of GCC 12, in its own AVX-512 headers.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #define BTR_INLINE inline __attribute__((always_inline))
 
@@ -83,6 +81,29 @@ BTR_INLINE Vector<Sum> load_as(const W* p) {
         v[i] = p[i];
     }
     return v;
+#endif
+  }
+}
+
+// A vector of floats as any float type, rounded to nearest even.
+template <typename Out>
+BTR_INLINE void store_as(Out* p, Floats v) {
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  if constexpr (std::is_same_v<Out, float>) {
+    store(p, v);
+  } else if constexpr (std::is_same_v<Out, bfloat16_t>) {
+    const Words u = Words(v), nan = (u >> 16) | 0x0040;
+    const Words bits = (u & 0x7fffffff) > 0x7f800000 ? nan : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const Halves halves = __builtin_convertvector(bits, Halves);
+    std::memcpy(p, &halves, sizeof halves);
+  } else {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = from_float<Out>(v[i]);
 #endif
   }
 }

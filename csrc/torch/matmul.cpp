@@ -12,13 +12,17 @@
 namespace btr {
 namespace {
 
-// A weight (N, d), or channel-major (d, N) as `prepare_weight` makes it; integers come with factors (blocks, N).
-void unpack_matmul(Tensor bits, Tensor weight, bool channel_major, Optional scale, Optional factors, Optional bias,
-                   Optional token_scale, Tensor out) {
+// A weight (N, d), or channel-major (d, N) as `prepare_weight` makes it; integers come with factors (blocks, N). Gated:
+// N is twice the columns of out.
+void unpack_matmul(Tensor bits, Tensor weight, bool channel_major, bool gated, Optional scale, Optional factors,
+                   Optional bias, Optional token_scale, Tensor out) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight: expected two dimensions");
   MatmulArgs args{};
   args.channel_major = channel_major;
-  args.n = weight.size(channel_major ? 1 : 0);
+  const int64_t columns = weight.size(channel_major ? 1 : 0);
+  STD_TORCH_CHECK(!gated || columns % 2 == 0, "weight: expected an even number of columns, half of the gate");
+  args.gated = gated;
+  args.n = gated ? columns / 2 : columns;
   args.d = weight.size(channel_major ? 0 : 1);
   STD_TORCH_CHECK(args.d >= 1, "weight: expected d >= 1");
   args.m = rows_of(bits);
@@ -30,22 +34,22 @@ void unpack_matmul(Tensor bits, Tensor weight, bool channel_major, Optional scal
   STD_TORCH_CHECK(!channel_major || !scale, "scale: expected to be folded into a channel-major weight");
   if (integers) args.factor_blocks = args.weight_type == DType::i8 ? 1 : groups_for(args.d);
   args.bits = read<uint8_t>("bits", bits, ScalarType::Byte, args.m * bytes_for(args.d));
-  args.weight = read<char>("weight", weight, args.n * args.d);
+  args.weight = read<char>("weight", weight, columns * args.d);
   args.scale = read_floats("scale", scale, args.d);
-  args.factors = read_floats("factors", factors, args.factor_blocks * args.n);
-  args.bias = read_floats("bias", bias, args.n);
+  args.factors = read_floats("factors", factors, args.factor_blocks * columns);
+  args.bias = read_floats("bias", bias, columns);
   args.token_scale = read_floats("token_scale", token_scale, args.m);
   args.out = write<char>("out", out, args.m * args.n);
   if (args.m == 0 || args.n == 0) return;
   const MatmulPlan plan = plan_matmul(args, int(torch::stable::get_num_threads()));
-  const int64_t products = args.m * args.n * args.d / plan.pieces();
+  const int64_t products = args.m * columns * args.d / plan.pieces();
   parallel(plan.pieces(), grain_of(tuning().parallel_products_per_thread, products),
            [&](int64_t begin, int64_t end) { matmul_kernels().run(args, plan, begin, end); });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
-  m.def("unpack_matmul(Tensor bits, Tensor weight, bool channel_major, Tensor? scale, Tensor? factors, Tensor? bias, "
-        "Tensor? token_scale, Tensor(a!) out) -> ()");
+  m.def("unpack_matmul(Tensor bits, Tensor weight, bool channel_major, bool gated, Tensor? scale, Tensor? factors, "
+        "Tensor? bias, Tensor? token_scale, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CPU, m) {

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
@@ -19,7 +18,7 @@ from .batches import PassageBatch, QueryBatch
 from .compression import Compression, merge_passages
 from .settings import ReaderSettings
 from .stages import StageClock
-from .states import FloatStates, Projection, States
+from .states import FloatStates, Projections, States
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +127,8 @@ class FusionEncoder:
 
     def _feed_forward(self, index: int, states: States) -> Tensor:
         layer = self.blocks[index].layer[1]
-        project = states.normalised(layer.layer_norm)
-        gate = F.gelu(project(layer.DenseReluDense.wi_0), approximate="tanh")
-        return states.residual() + layer.DenseReluDense.wo(gate * project(layer.DenseReluDense.wi_1))
+        hidden = states.normalised(layer.layer_norm).geglu(layer.DenseReluDense.wi_0, layer.DenseReluDense.wi_1)
+        return states.residual() + layer.DenseReluDense.wo(hidden)
 
     def _distances(self, length: int) -> Tensor:
         return distance_bias(self.blocks[0].layer[0].SelfAttention, length, bidirectional=True)
@@ -155,8 +153,8 @@ class FusionEncoder:
         return _beside(of_query, positions + width)
 
 
-def _heads(attention, project: Projection) -> tuple[Tensor, Tensor, Tensor]:
-    return project(attention.q), project(attention.k), project(attention.v)
+def _heads(attention, projections: Projections) -> tuple[Tensor, Tensor, Tensor]:
+    return projections.each(attention.q, attention.k, attention.v)
 
 
 def _beside(query: Tensor, passages: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 A pre-norm sub-layer uses its input twice: as the residual that its result is added to, and normalised, as what its
 first projections multiply. Everything after those two is the same for all forms of the reader, so a states object
-gives exactly them, and the encoder does not know which kind it runs on.
+gives exactly them, and the encoder does not know which kind it runs on. Projections of one input are asked for
+together: on bits they are one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
@@ -20,7 +21,17 @@ import btr_kernels
 from .attention import rms_norm
 from .settings import ReaderSettings
 
-Projection = Callable[[nn.Linear], Tensor]
+
+class Projections(Protocol):
+    """The first projections of a sub-layer, of its normalised input `(..., d)`."""
+
+    def each(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """`linear(norm(states))`, `(..., N)`, of each."""
+        ...
+
+    def geglu(self, gate: nn.Linear, linear: nn.Linear) -> Tensor:
+        """`gelu(gate(norm(states))) * linear(norm(states))`, `(..., N)`."""
+        ...
 
 
 class States(Protocol):
@@ -30,9 +41,20 @@ class States(Protocol):
         """The states as floats `(..., d)`."""
         ...
 
-    def normalised(self, norm: nn.Module) -> Projection:
-        """A function that gives `linear(norm(states))`, `(..., N)`, for each first projection of a sub-layer."""
+    def normalised(self, norm: nn.Module) -> Projections:
+        """The first projections of the sub-layer with this norm."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class FloatProjections:
+    normed: Tensor
+
+    def each(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        return tuple(linear(self.normed) for linear in linears)
+
+    def geglu(self, gate: nn.Linear, linear: nn.Linear) -> Tensor:
+        return F.gelu(gate(self.normed), approximate="tanh") * linear(self.normed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +66,8 @@ class FloatStates:
     def residual(self) -> Tensor:
         return self.values
 
-    def normalised(self, norm: nn.Module) -> Projection:
-        normed = rms_norm(self.values, norm)
-        return lambda linear: linear(normed)
+    def normalised(self, norm: nn.Module) -> FloatProjections:
+        return FloatProjections(rms_norm(self.values, norm))
 
 
 class BinaryCode:
@@ -57,7 +78,7 @@ class BinaryCode:
     normalised: its mean square is the same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps),
     without an approximation.
 
-    The first projections of the sub-layer after the cut are prepared once, with the scale folded in.
+    The first projections of the sub-layer after the cut are prepared once, as one weight with the scale folded in.
     """
 
     @torch.no_grad()
@@ -80,21 +101,41 @@ class BinaryCode:
             norm_scale = layer.layer_norm.weight * residual_scale / root_mean_square
         self.residual_scale = residual_scale
         self.norm_scale = norm_scale
-        self._norm = layer.layer_norm
-        self._prepared = {
-            linear: btr_kernels.prepare_weight(linear.weight, scale=norm_scale, precision=precision)
-            for linear in linears
-        }
+        self.norm, self.linears = layer.layer_norm, linears
+        self._widths = [linear.weight.shape[0] for linear in linears]
+        self._prepared = btr_kernels.prepare_weight(
+            torch.cat([linear.weight for linear in linears]), scale=norm_scale, precision=precision
+        )
 
     def residual(self, bits: Tensor) -> Tensor:
         """uint8 `(..., w)` -> float32 `(..., d)`."""
         return btr_kernels.unpack_bits(bits, self.residual_scale.shape[0], scale=self.residual_scale)
 
-    def project(self, bits: Tensor, norm: nn.Module, linear: nn.Linear) -> Tensor:
-        """uint8 `(..., w)` -> `linear(norm_scale * (±1))`, `(..., N)`, for the sub-layer after the cut only."""
-        if norm is not self._norm:
-            raise ValueError("norm must be that of the sub-layer after the cut: the bits are not the input of another")
-        return btr_kernels.unpack_matmul(bits, self._prepared[linear])
+    def project(self, bits: Tensor) -> tuple[Tensor, ...]:
+        """uint8 `(..., w)` -> `linear(norm_scale * (±1))`, `(..., N)`, of each of `linears`."""
+        return btr_kernels.unpack_matmul(bits, self._prepared).split(self._widths, -1)
+
+    def geglu(self, bits: Tensor) -> Tensor:
+        """uint8 `(..., w)` -> `gelu(gate) * linear`, `(..., N)`, of the two `linears` of a feed-forward."""
+        return btr_kernels.unpack_geglu(bits, self._prepared)
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryProjections:
+    bits: Tensor
+    code: BinaryCode
+
+    def each(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        self._check(linears)
+        return self.code.project(self.bits)
+
+    def geglu(self, gate: nn.Linear, linear: nn.Linear) -> Tensor:
+        self._check((gate, linear))
+        return self.code.geglu(self.bits)
+
+    def _check(self, linears: tuple[nn.Linear, ...]) -> None:
+        if linears != self.code.linears:
+            raise ValueError("linears: expected those of the sub-layer after the cut, which were prepared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,5 +148,7 @@ class BinaryStates:
     def residual(self) -> Tensor:
         return self.code.residual(self.bits)
 
-    def normalised(self, norm: nn.Module) -> Projection:
-        return lambda linear: self.code.project(self.bits, norm, linear)
+    def normalised(self, norm: nn.Module) -> BinaryProjections:
+        if norm is not self.code.norm:
+            raise ValueError("norm: expected that of the sub-layer after the cut: the bits are no other's input")
+        return BinaryProjections(self.bits, self.code)

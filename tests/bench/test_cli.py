@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from btr_kernels.bench import CASES, cli
+from btr_kernels.bench import CASES, cli, machine
 from btr_kernels.bench.cases import bits
 
 
@@ -99,8 +99,11 @@ def test_a_backend_for_other_devices_is_refused(capsys, monkeypatch):
 def test_commands_carry_the_environment_that_changes_results(monkeypatch):
     monkeypatch.setenv("BTR_ISA", "portable")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.delenv("BTR_BACKEND", raising=False)
+    for name in ("BTR_BACKEND", *machine.PEER_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
     assert cli._program()[:3] == ["BTR_ISA=portable", "OMP_WAIT_POLICY=passive", "python"]
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert cli._program()[2:4] == ["OPENBLAS_CORETYPE=Haswell", "python"]
 
 
 def test_plots_without_matplotlib_say_what_to_install(capsys, monkeypatch):

@@ -138,12 +138,14 @@ void check_bits(int64_t rows, int64_t d, const std::string& at) {
     }
 }
 
-// `type`: f32 in both layouts, or integers channel-major.
-void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_major, const std::string& at) {
+double gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.141592653589793) * (x + 0.044715 * x * x * x))); }
+
+// `type`: f32 in both layouts, or integers channel-major. Gated, n are the columns of the weight, half of them of out.
+void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_major, bool gated, const std::string& at) {
   const int64_t groups = groups_for(d);
   auto bits = random_bytes(m * bytes_for(d));
   auto weight = random_floats(n * d), scale = random_floats(d), bias = random_floats(n), token_scale = random_floats(m);
-  auto factors = random_floats(groups * n), out = exact<float>(m * n);
+  auto factors = random_floats(groups * n), out = exact<float>(gated ? m * n / 2 : m * n);
   auto bytes = exact<int8_t>(n * d);
   auto shorts = exact<int16_t>(n * d);
   for (int64_t i = 0; i < n * d; ++i) {
@@ -164,11 +166,12 @@ void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_majo
   args.bias = bias.get();
   args.token_scale = token_scale.get();
   args.out = out.get();
-  args.m = m, args.n = n, args.d = d;
+  args.m = m, args.n = gated ? n / 2 : n, args.d = d, args.gated = gated;
   const MatmulPlan plan = plan_matmul(args, 3);
   matmul_kernels().run(args, plan, 0, plan.pieces());
   bool ok = true;
-  for (int64_t i = 0; i < m; ++i)
+  std::vector<double> values(static_cast<size_t>(n)), sizes(static_cast<size_t>(n));
+  for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       double sum = 0, size = 0;
       for (int64_t c = 0; c < d; ++c) {
@@ -179,17 +182,32 @@ void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_majo
         sum += bit(bits.get() + i * bytes_for(d), c) ? v : -v;
         size += std::fabs(v);
       }
-      ok &= close(out[size_t(i * n + j)], sum * token_scale[size_t(i)] + bias[size_t(j)], 1e-6 * (size + 1));
+      values[size_t(j)] = sum * token_scale[size_t(i)] + bias[size_t(j)];
+      sizes[size_t(j)] = 1e-6 * (size + 1);
     }
+    for (int64_t j = 0; j < args.n; ++j) {
+      double value = values[size_t(j)], size = sizes[size_t(j)];
+      if (gated) {
+        const double linear = values[size_t(args.n + j)];
+        size = 2 * (size * std::fabs(linear) + sizes[size_t(args.n + j)] * std::fabs(gelu(value)));
+        value = gelu(value) * linear;
+      }
+      ok &= close(out[size_t(i * args.n + j)], value, size);
+    }
+  }
   expect(ok, "matmul " + at);
 }
 
 void check_all_matmuls(int64_t m, int64_t n, int64_t d, const std::string& name) {
   const std::string at = name + " m " + std::to_string(m) + " n " + std::to_string(n) + " d " + std::to_string(d);
-  check_matmul(m, n, d, DType::f32, false, at + " row-major");
-  check_matmul(m, n, d, DType::f32, true, at + " channel-major");
-  check_matmul(m, n, d, DType::i16, true, at + " int16");
-  check_matmul(m, n, d, DType::i8, true, at + " int8");
+  for (bool gated : {false, true}) {
+    if (gated && n % 2) continue;
+    const std::string form = at + (gated ? " gated" : "");
+    check_matmul(m, n, d, DType::f32, false, gated, form + " row-major");
+    check_matmul(m, n, d, DType::f32, true, gated, form + " channel-major");
+    check_matmul(m, n, d, DType::i16, true, gated, form + " int16");
+    check_matmul(m, n, d, DType::i8, true, gated, form + " int8");
+  }
 }
 
 int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
@@ -303,7 +321,7 @@ int main() {
       for (int64_t rows : {0, 1, 3}) check_bits(rows, d, name + " rows " + std::to_string(rows) + " d " + std::to_string(d));
     for (int64_t d : {1, 63, 64, 65, 300})
       for (int64_t m : {1, 2, 5, 13, 22})
-        for (int64_t n : {1, 17, 50, 66}) check_all_matmuls(m, n, d, name);
+        for (int64_t n : {1, 17, 50, 66, 260}) check_all_matmuls(m, n, d, name);
     set_tuning("matmul.streaming_bytes", 0);
     for (const char* bits : {"4", "5"}) {
       set_tuning("matmul.wide_tables_tokens", *bits == '4' ? 1 << 20 : 0);

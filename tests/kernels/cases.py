@@ -250,6 +250,36 @@ def _unpack_matmul_prepared_terms(bits, data, factors, precision, bias, token_sc
     return _unpack_matmul_terms(bits, weight, None, bias, token_scale, out_dtype)
 
 
+def _gated(sample):
+    """Arguments of a projection with twice as many columns."""
+
+    def twice(picks, tokens, d):
+        def double(tensor, dim):
+            return None if tensor is None else torch.cat([tensor, tensor.flip(dim)], dim)
+
+        bits, weight, *middle, bias, token_scale, out_dtype = sample(picks, tokens, d)
+        prepared = len(middle) == 2
+        weight = double(weight, 1 if prepared else 0)
+        if prepared:
+            middle[0] = double(middle[0], 1)
+        return bits, weight, *middle, double(bias, 0), token_scale, out_dtype
+
+    return twice
+
+
+def _gated_terms(project, terms):
+    """The error of a product is that of each factor times the other; gelu has slopes of up to 1.13."""
+
+    def of_product(*args):
+        ((y,), (s,)) = project(*args), terms(*args)
+        (gate, linear), (gate_terms, linear_terms) = np.split(y, 2, -1), np.split(s, 2, -1)
+        unasked = (gate_terms == UNASKED) | (linear_terms == UNASKED)
+        size = 1.13 * gate_terms * np.abs(linear) + np.abs(defined.gelu(gate)) * linear_terms
+        return (np.where(unasked | (gate_terms**3 > FLOAT32_MAX), UNASKED, size),)
+
+    return of_product
+
+
 # Hamming distances
 
 
@@ -388,6 +418,30 @@ OPERATORS = {
             defined.unpack_matmul_prepared,
             _unpack_matmul_prepared_terms,
             public=lambda bits, data, factors, precision, bias, token_scale, out_dtype: bk.unpack_matmul(
+                bits,
+                bk.PreparedWeight(data, factors, precision, torch.float32),
+                bias=bias,
+                token_scale=token_scale,
+                out_dtype=out_dtype,
+            ),
+            has_out=True,
+        ),
+        Operator(
+            "unpack_geglu",
+            _gated(_unpack_matmul),
+            defined.gated(defined.unpack_matmul),
+            _gated_terms(defined.unpack_matmul, _unpack_matmul_terms),
+            public=lambda bits, weight, scale, bias, token_scale, out_dtype: bk.unpack_geglu(
+                bits, weight, scale, bias, token_scale=token_scale, out_dtype=out_dtype
+            ),
+            has_out=True,
+        ),
+        Operator(
+            "unpack_geglu_prepared",
+            _gated(_unpack_matmul_prepared),
+            defined.gated(defined.unpack_matmul_prepared),
+            _gated_terms(defined.unpack_matmul_prepared, _unpack_matmul_prepared_terms),
+            public=lambda bits, data, factors, precision, bias, token_scale, out_dtype: bk.unpack_geglu(
                 bits,
                 bk.PreparedWeight(data, factors, precision, torch.float32),
                 bias=bias,

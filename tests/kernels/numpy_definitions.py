@@ -165,6 +165,19 @@ def unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, ou
     return (sums if bias is None else sums + bias,)
 
 
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gated(project):
+    def product(*args):
+        (y,) = project(*args)
+        gate, linear = np.split(y, 2, -1)
+        return (gelu(gate) * linear,)
+
+    return product
+
+
 def _distance(a: np.ndarray, b: np.ndarray) -> int:
     return (int.from_bytes(a.tobytes(), "big") ^ int.from_bytes(b.tobytes(), "big")).bit_count()
 

@@ -123,6 +123,30 @@ def test_unpack_matmul_gradient_of_the_weight_alone(implementation):
     assert_gradients(lambda w: bk.unpack_matmul(bits, w), lambda w: signs.to(w.dtype) @ w.T, [leaf(4, 20)])
 
 
+@pytest.mark.parametrize("n", [0, 1, 17])
+def test_unpack_geglu_gradients(n, implementation):
+    bits = bk.pack_bits(torch.randn(3, 5, 20))
+    signs = signs_of(bits, 20)
+
+    def formula(w, s, b, t):
+        gate, linear = (t.unsqueeze(-1) * ((signs.to(w.dtype) * s) @ w.T) + b).chunk(2, -1)
+        return torch.nn.functional.gelu(gate, approximate="tanh") * linear
+
+    leaves = [leaf(2 * n, 20), leaf(20), leaf(2 * n), leaf(3, 5)]
+    values = [v.detach().requires_grad_() for v in leaves]
+    call = lambda w, s, b, t: bk.unpack_geglu(bits, w, s, b, token_scale=t)
+    for gradients in zip(
+        torch.autograd.grad(call(*leaves).sum(), leaves),
+        torch.autograd.grad(formula(*values).sum(), values),
+        strict=True,
+    ):
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    prepared = bk.prepare_weight(leaves[0].detach(), leaves[1].detach())
+    torch.testing.assert_close(
+        bk.unpack_geglu(bits, prepared, bias=leaves[2], token_scale=leaves[3]), call(*leaves), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_prepared_weight_takes_no_part_in_gradients(implementation):
     prepared = bk.prepare_weight(leaf(4, 20))
     assert not prepared.data.requires_grad

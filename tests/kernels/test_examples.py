@@ -175,6 +175,13 @@ def test_prepared_weight_is_a_copy_and_immutable():
     assert prepared.to("cpu") is prepared and prepared.to("meta").shape == (2, 8)
 
 
+def test_geglu_of_two_projections(implementation):
+    """Channels +1, -1: a gate of 1 - 3 = -2 and of 0, times 2 and 5."""
+    weight = torch.tensor([[1.0, 3.0], [2.0, 2.0], [4.0, 2.0], [4.0, -1.0]])
+    got = bk.unpack_geglu(torch.tensor([[0b01]], dtype=torch.uint8), weight)
+    torch.testing.assert_close(got, torch.tensor([[-0.0454023 * 2, 0.0]]), rtol=1e-5, atol=1e-7)
+
+
 def test_int8_rows_of_zeros_stay_zero(implementation):
     prepared = bk.prepare_weight(torch.tensor([[0.0, 0.0], [1.0, -127.0]]), precision="int8")
     assert bk.unpack_matmul(torch.tensor([[0b11]], dtype=torch.uint8), prepared).tolist() == [[0.0, -126.0]]

@@ -56,6 +56,7 @@ MUTATIONS = [
     ("unpack_matmul", rounded_to_bfloat16),
     ("unpack_matmul", rounded_twice),
     ("unpack_matmul_prepared", largest_element_wrong_in_its_ninth_bit),
+    ("unpack_geglu", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", rounded_to_bfloat16),
     ("merge_tokens_backward", largest_element_wrong_in_its_ninth_bit),

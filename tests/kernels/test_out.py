@@ -11,13 +11,23 @@ from .cases import OPERATORS, WITH_OUT, sample
 from .comparison import assert_exact
 from .picks import restride
 
+
+def _project(function, args, out):
+    return function(*args[:4], token_scale=args[4], out=out)
+
+
+def _project_prepared(function, args, out):
+    weight = bk.PreparedWeight(*args[1:4], torch.float32)
+    return function(args[0], weight, bias=args[4], token_scale=args[5], out=out)
+
+
 PUBLIC_OUT = {
     "pack_bits": lambda args, out: bk.pack_bits(*args, out=out),
     "unpack_bits": lambda args, out: bk.unpack_bits(*args[:4], token_scale=args[4], out=out),
-    "unpack_matmul": lambda args, out: bk.unpack_matmul(*args[:4], token_scale=args[4], out=out),
-    "unpack_matmul_prepared": lambda args, out: bk.unpack_matmul(
-        args[0], bk.PreparedWeight(*args[1:4], torch.float32), bias=args[4], token_scale=args[5], out=out
-    ),
+    "unpack_matmul": lambda args, out: _project(bk.unpack_matmul, args, out),
+    "unpack_matmul_prepared": lambda args, out: _project_prepared(bk.unpack_matmul, args, out),
+    "unpack_geglu": lambda args, out: _project(bk.unpack_geglu, args, out),
+    "unpack_geglu_prepared": lambda args, out: _project_prepared(bk.unpack_geglu, args, out),
     "hamming_distance": lambda args, out: bk.hamming_distance(*args, out=out),
 }
 

@@ -64,12 +64,12 @@ def test_instruction_sets_say_which_is_used_and_what_the_others_lack():
 
 
 def test_thresholds_show_their_value_and_an_overridden_default():
-    report = json.loads(run("--json", BTR_TUNING="matmul.dot_max_tokens=7").stdout)
+    report = json.loads(run("--json", BTR_TUNING="matmul.dot_max_tokens=9").stdout)
     if not report["native"]["loaded"]:
         pytest.skip(report["native"]["reason"])
     default = report["native"]["thresholds"]["matmul.dot_max_tokens"]["default"]
     text = render(report)
-    assert f"  matmul.dot_max_tokens = 7 (default {default}): unpack_matmul " in text
+    assert f"  matmul.dot_max_tokens = 9 (default {default}): unpack_matmul " in text
     assert "  matmul.block_tokens = " in text
 
 

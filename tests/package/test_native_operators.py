@@ -1,5 +1,7 @@
 """`torch.ops.btr_native.*` called directly: what would read or write out of bounds is an error, never a crash."""
 
+import sys
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def i64(*values):
 
 
 def matmul(weight, n=4, channel_major=False, scale=None, factors=None):
-    return ops.unpack_matmul(u8(3, 2), weight, channel_major, scale, factors, None, None, torch.ones(3, n))
+    return ops.unpack_matmul(u8(3, 2), weight, channel_major, False, scale, factors, None, None, torch.ones(3, n))
 
 
 @pytest.mark.parametrize(
@@ -95,3 +97,53 @@ def test_impossible_sizes_are_harmless(size, tokens):
     mean = torch.full((1, 2, 9), 7.0)
     ops.merge_tokens(torch.ones(1, tokens, 9), i32(1, tokens), sizes, None, None, mean, i32(1, 2))
     assert mean[0, 0].isfinite().all() and not mean[0, 1].any()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_quick_yes_means_that_the_checks_find_nothing(seed, monkeypatch):
+    """`plan_fits` and `lengths_fit` against the checks in PyTorch that they stand before."""
+    merging = sys.modules["btr_kernels.ops.merging"]
+    quick = merging.native.says_yes
+    monkeypatch.setattr(merging.native, "says_yes", lambda *_: False)
+    g = torch.Generator().manual_seed(seed)
+
+    def ints(low, high, *shape):
+        dtype = (torch.int32, torch.int64)[int(torch.randint(2, (), generator=g))]
+        values = torch.randint(low, high + 1, shape, generator=g, dtype=dtype)
+        return values if seed % 2 else values.clamp(low + 1, high - 1)  # mostly right, or at and past the ends
+
+    def passes(check, *args):
+        try:
+            check(*args)
+        except ValueError:
+            return False
+        return True
+
+    tokens, rows = 12, 5
+    slot, sizes, keep, lengths = ints(-2, rows, 3, 4).int(), ints(-1, 9, 3, 4).int(), ints(0, 9, 3), ints(-1, 5, 3)
+    for s in (None, sizes, sizes.abs() * 2**27):
+        args = (slot, s, rows, None, None)
+        assert quick("plan_fits", *args) == passes(merging._check_merge_values, u8(3, 4, 2), *args)
+        assert quick("plan_fits", slot.T, s, rows, None, None) in (False, quick("plan_fits", *args))
+    assert quick("lengths_fit", keep, lengths, None, 4) == passes(
+        merging._check_match_values, u8(3, 4, 2), keep, lengths, None
+    )
+    for middle, end, room, last in (
+        (5, 12, 2, 5),
+        (5, 12, 5, 5),
+        (0, 12, 0, 4),
+        (7, 11, 2, 5),
+        (13, 12, 2, 5),
+        (5, 12, 2, 6),
+    ):
+        cu_in, cu_out = torch.tensor([0, middle, end], dtype=keep.dtype), torch.tensor([0, room, last])
+        args = (slot.flatten(), None, rows, cu_in, cu_out)
+        assert quick("plan_fits", *args) == passes(merging._check_merge_values, u8(tokens, 2), *args)
+        two = keep[:2]
+        assert quick("lengths_fit", two, None, cu_in, tokens) == passes(
+            merging._check_match_values, u8(tokens, 2), two, None, cu_in
+        )
+    slot = torch.zeros(12, dtype=torch.int32)
+    assert quick("plan_fits", slot, None, rows, torch.tensor([0, 5, 12]), torch.tensor([0, 2, 5]))
+    assert not quick("plan_fits", slot, None, rows, torch.tensor([1, 12]), torch.tensor([0, 5]))
+    assert not quick("plan_fits", slot.to("meta"), None, rows, None, None)

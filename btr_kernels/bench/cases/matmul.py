@@ -1,7 +1,8 @@
 """Rows of the projection of packed tokens and of preparing its weight.
 
-The peer of the targets is float32 `torch.matmul` on tokens that are already unpacked and scaled. A prepared weight is
-made outside of the measurement; what that costs are rows of their own.
+The peers of the targets are float32 matmuls, PyTorch's and NumPy's, on tokens that are already unpacked and scaled;
+8-bit and bfloat16 weights are also compared with a matmul in bfloat16, where the CPU has instructions for it. A
+prepared weight is made outside of the measurement; what that costs are rows of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from ... import prepare_weight, reference, unpack_matmul
+from ... import prepare_weight, reference, unpack_geglu, unpack_matmul
 from .. import peers
 from ..case import Case, Inputs, Target, Traffic
 from .common import BASE, BF16, F16, F32, LARGE, ROUNDING, Generator, codes, dtype_name, normal, scale, title
@@ -21,7 +22,9 @@ Form = Literal["plain", "exact", "fast", "int8"]
 TOLERANCE = {"plain": ROUNDING, "exact": ROUNDING, "fast": 1e-3, "int8": 1.2e-2}
 ROUNDING_OF = {F32: 0.0, F16: 1e-3, BF16: 8e-3}
 
-UNPACKED = "torch.matmul, unpacked"
+UNPACKED, NUMPY, BFLOAT16 = "torch.matmul, unpacked", "numpy.matmul, unpacked", "torch.matmul, unpacked bfloat16"
+#: Bytes a weight of the prepared forms that do not keep its dtype.
+BYTES = {"fast": 2, "int8": 1}
 
 
 def _targets(m: int, form: Form, dtype: torch.dtype) -> tuple[Target, ...]:
@@ -33,7 +36,7 @@ def _targets(m: int, form: Form, dtype: torch.dtype) -> tuple[Target, ...]:
         value = (4.5, 6.0) if 64 <= m <= 512 else (5.5, 7.0) if m >= 4096 else None
     else:
         value = None
-    return (Target(*value, (UNPACKED,)),) if value else ()
+    return (Target(*value, (UNPACKED, NUMPY)),) if value else ()
 
 
 def matmul(
@@ -51,14 +54,19 @@ def matmul(
     is new too, read from main memory.
     """
 
+    in_bfloat16 = form == "int8" or dtype == BF16
+
     def tokens(g: Generator, factors: torch.Tensor) -> dict[str, torch.Tensor]:
         bits = codes(g, m, d // 8)
-        return {"bits": bits, "x": reference.signs(bits, d).mul_(factors)}
+        x = reference.signs(bits, d).mul_(factors)
+        return {"bits": bits, "x": x, **({"x_bfloat16": x.bfloat16()} if in_bfloat16 else {})}
 
     def make(g: Generator) -> Inputs:
         weight, factors = normal(g, n, d, dtype=dtype), scale(g, d)
+        halves = {"weight_bfloat16": weight.bfloat16(), "out_bfloat16": torch.zeros(m, n, dtype=BF16)}
         return Inputs(
             **tokens(g, factors),
+            **(halves if in_bfloat16 else {}),
             weight=weight,
             weight_float32=weight.float(),
             scale=factors,
@@ -78,14 +86,18 @@ def matmul(
 
     what = form if dtype == F32 else f"{form} {dtype_name(dtype)}"
     size = f"M={m} {d}->{n}" + (" fresh tokens, weight in cache" if fresh_tokens else "")
-    weight_bytes = n * d * (1 if form == "int8" else dtype.itemsize)
+    weight_bytes = n * d * BYTES.get(form, dtype.itemsize)
     return Case(
         title("unpack_matmul", what, size),
         "unpack_matmul",
         make,
         ours=ours,
         baseline=baseline,
-        peers={UNPACKED: peers.unpacked_matmul},
+        peers={
+            UNPACKED: peers.unpacked_matmul,
+            NUMPY: peers.numpy_matmul,
+            **({BFLOAT16: peers.bfloat16_matmul} if in_bfloat16 else {}),
+        },
         bytes=Traffic(m * d // 8 + weight_bytes, m * n * dtype.itemsize),
         operations=2 * m * n * d,
         limit="write" if m * n > n * d else "read",
@@ -93,6 +105,47 @@ def matmul(
         in_cache=fresh_tokens,
         fresh=(lambda first, g: Inputs(**{**vars(first), **tokens(g, first.scale)})) if fresh_tokens else None,
         targets=_targets(m, form, dtype),
+        quick=quick,
+    )
+
+
+def geglu(m: int, n: int, d: int, precision: Form, quick: bool = False) -> Case:
+    """The feed-forward of the cut layer up to its last projection; the weights in memory, as everything is."""
+
+    def make(g: Generator) -> Inputs:
+        bits, factors = codes(g, m, d // 8), scale(g, d)
+        # Of the size that makes projections of size 1, where GELU is neither 0 nor the identity.
+        gate, linear = normal(g, n, d) / d**0.5, normal(g, n, d) / d**0.5
+        return Inputs(
+            bits=bits,
+            x=reference.signs(bits, d).mul_(factors),
+            scale=factors,
+            gate=gate,
+            linear=linear,
+            prepared=prepare_weight(torch.cat([gate, linear]), factors, precision),
+            gate_weight=prepare_weight(gate, factors, precision),
+            linear_weight=prepare_weight(linear, factors, precision),
+            out=torch.zeros(m, n),
+            gate_out=torch.zeros(m, n),
+            linear_out=torch.zeros(m, n),
+        )
+
+    return Case(
+        title("unpack_geglu", precision, f"M={m} {d}->2x{n}"),
+        "unpack_geglu",
+        make,
+        ours=lambda i: unpack_geglu(i.bits, i.prepared, out=i.out),
+        baseline=lambda i: reference.geglu(
+            torch.matmul(reference.unpack_bits(i.bits, d, i.scale, None, None, F32), torch.cat([i.gate, i.linear]).t())
+        ),
+        peers={
+            "two torch.matmul, unpacked, GELU": peers.unpacked_geglu,
+            "two unpack_matmul, GELU": peers.separate_geglu,
+        },
+        bytes=Traffic(m * d // 8 + 2 * n * d * BYTES.get(precision, F32.itemsize), m * n * F32.itemsize),
+        operations=4 * m * n * d,
+        limit="write" if m > 2 * d else "read",
+        tolerance=2 * TOLERANCE[precision],
         quick=quick,
     )
 
@@ -148,5 +201,10 @@ CASES: tuple[Case, ...] = (
     *(matmul(m, 2048, BASE, "int8", quick=m == 64) for m in (1, 64, 512, 4096)),
     *(matmul(m, 2048, BASE, "exact", dtype) for dtype in (F16, BF16) for m in (1, 512)),
     *(matmul(m, 768, BASE, "plain", quick=m == 512) for m in (1, 64, 512)),
+    *(
+        geglu(m, n, d, precision, quick=m == 64)
+        for n, d in ((2048, BASE), (2816, LARGE))
+        for m, precision in ((64, "exact"), (1280, "exact"), (1280, "fast"))
+    ),
     *(prepare(2048, BASE, precision, quick=precision == "exact") for precision in ("exact", "fast", "int8")),
 )
