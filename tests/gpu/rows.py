@@ -197,6 +197,12 @@ ROWS = {
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large={131: (200,)}),
     "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
     "unpack_matmul_prepared": Row(_unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16)),
+    "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5)], (*FLOATS, _UINT8), large={131: (600,)}),
+    "unpack_geglu_prepared": Row(
+        lambda: _unpack_matmul_prepared()[:3],
+        (*FLOATS, _UINT8, torch.int8, torch.int16),
+        large={131: (600,)},
+    ),
     "hamming_distance": Row(_hamming_distance, (_UINT8, torch.int32), exact=True, large={131: (600,)}),
     "hamming_topk": Row(_hamming_topk, (_UINT8, *INTEGERS), exact=True),
     "match_tokens": Row(_match_tokens, (_UINT8, *INTEGERS), exact=True, large=_FEW_TOKENS),

@@ -29,9 +29,9 @@ def passage_range(passage, n, lengths, cu_seqlens):
 def block_of(program, batch, n_blocks, cu_seqlens, TOKENS: tl.constexpr, STEPS: tl.constexpr):
     """The passage that a program works on, and which block of TOKENS tokens of it.
 
-    No passage has more than n_blocks blocks, which padded ones all have. A packed passage p gets those from cu_seqlens[p] // TOKENS + p on, at
-    least as many as it fills before those of the next one: no prefix sum is needed, and at most `batch` blocks are
-    idle. STEPS is the number of bits of `batch`.
+    No passage has more than n_blocks blocks, which padded ones all have. A packed passage p gets those from
+    cu_seqlens[p] // TOKENS + p on, at least as many as it fills before those of the next one: no prefix sum is needed,
+    and at most `batch` blocks are idle. STEPS is the number of bits of `batch`.
     """
     if cu_seqlens is None:
         passage = program // n_blocks

@@ -1,4 +1,4 @@
-"""Packed signs times a matrix of weights: the kernels of `unpack_matmul` and `unpack_matmul_prepared`.
+"""Packed signs times a matrix of weights: the kernels of `unpack_matmul`, `unpack_geglu` and their prepared forms.
 
 Bound by the tensor cores for many tokens, by reading the weight for few. Signs are exact in every dtype that tensor
 cores take, so weights decide: 16-bit floats and 8-bit weights are multiplied as they are, all others as a sum of
@@ -45,8 +45,8 @@ _MANY_TERMS = {
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
     ),
     80: (
-        {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
-        {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+        {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
+        {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
@@ -71,9 +71,9 @@ _ROWS, _CHANNELS = 16, 256
 
 
 @triton.jit
-def _values(weight, scale, n, n_columns, stride_n, stride_k, k, d):
-    """float32 (columns, channels): weight * scale of the channel, 0 outside of (n, d)."""
-    inside = (n < n_columns)[:, None] & (k < d)[None, :]
+def _values(weight, scale, n, exists, stride_n, stride_k, k, d):
+    """float32 (columns, channels): weight * scale of the channel, 0 where a column or channel does not exist."""
+    inside = exists[:, None] & (k < d)[None, :]
     value = widened(tl.load(weight + n[:, None] * stride_n + k[None, :].to(tl.int64) * stride_k, mask=inside, other=0))
     if scale is not None:
         value *= widened(tl.load(scale + k, mask=k < d, other=0))[None, :]
@@ -103,7 +103,7 @@ def _terms(
     program = tl.program_id(0)
     n = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)
-    value = _values(weight, scale, n, n_columns, stride_n, stride_k, k, d)
+    value = _values(weight, scale, n, n < n_columns, stride_n, stride_k, k, d)
     inside = (n < n_columns)[:, None] & (k < row)[None, :]
     for i in tl.static_range(TERMS):
         term = _leading_term(value)
@@ -115,18 +115,25 @@ def _terms(
 def _project(
     table, words, weight, scale, factors, bias, token_scale, out, m, n_columns, stride_n, stride_k, plane,
     D: tl.constexpr, ROW_WORDS: tl.constexpr, WIDTH: tl.constexpr, TERMS: tl.constexpr, IN_MEMORY: tl.constexpr,
-    BLOCK_FACTORS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BLOCK_FACTORS: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """words (M, ROW_WORDS) of WIDTH bits, weight (N, D) -> out (M, N): a tile of BM x BN a program.
 
     With IN_MEMORY the weight is TERMS matrices, `plane` elements apart, of a dtype that is multiplied as it is;
     otherwise terms are made of `_values`. `factors` are one a column, or with BLOCK_FACTORS one a step and column.
     """
-    columns = tl.cdiv(n_columns, BN)
+    # A tile of a gated projection is as many of the gate's columns and then the same ones of the other half.
+    HALVES: tl.constexpr = 2 if GATED else 1
+    WIDE: tl.constexpr = BN // HALVES
+    n_out = n_columns // HALVES
+    columns = tl.cdiv(n_out, WIDE)
     program = tl.program_id(0).to(tl.int64)
     # Programs that run together share tokens; the weight stays in L2.
     row = (program // columns) * BM + tl.arange(0, BM)
-    n = (program % columns) * BN + tl.arange(0, BN)
+    first = (program % columns) * WIDE
+    column = first + tl.arange(0, BN) % WIDE
+    exists = column < n_out
+    n = column + (tl.arange(0, BN) // WIDE) * n_out
     exact: tl.constexpr = weight.dtype.element_ty if IN_MEMORY else tl.bfloat16
     # The interpreter multiplies only float32 and int8 correctly.
     dtype: tl.constexpr = tl.float32 if INTERPRET and exact != tl.int8 else exact
@@ -138,10 +145,10 @@ def _project(
         k = step * BK + tl.arange(0, BK)
         if D % BK == 0:
             token_mask = (row < m)[:, None]
-            mask = (n < n_columns)[:, None]
+            mask = exists[:, None]
         else:
             token_mask = (row < m)[:, None] & (word < ROW_WORDS)[None, :]
-            mask = (n < n_columns)[:, None] & (k < D)[None, :]
+            mask = exists[:, None] & (k < D)[None, :]
         a = signs(
             tl.load(words + row[:, None] * ROW_WORDS + word[None, :], mask=token_mask, other=0),
             mask_table, dtype, WORDS, WIDTH,
@@ -153,26 +160,37 @@ def _project(
                 b = tl.load(pointers + i * plane, mask=mask, other=0)
                 part = tl.dot(a, tl.trans(_operand(b, dtype)), part, out_dtype=acc.dtype)
         else:
-            value = _values(weight, scale, n, n_columns, stride_n, stride_k, k, D)
+            value = _values(weight, scale, n, exists, stride_n, stride_k, k, D)
             for _ in tl.static_range(TERMS):
                 term = _leading_term(value)
                 part = tl.dot(a, tl.trans(term.to(dtype)), part, out_dtype=acc.dtype)
                 value = _rest(value, term)
         if BLOCK_FACTORS:
-            factor = tl.load(factors + step * n_columns.to(tl.int64) + n, mask=n < n_columns, other=0)
+            factor = tl.load(factors + step * n_columns.to(tl.int64) + n, mask=exists, other=0)
             acc += part * factor[None, :]
         else:
             acc = part
 
     y = acc.to(tl.float32)
     if factors is not None and not BLOCK_FACTORS:
-        y *= tl.load(factors + n, mask=n < n_columns, other=0)[None, :]
+        y *= tl.load(factors + n, mask=exists, other=0)[None, :]
     if token_scale is not None:
         y *= widened(tl.load(token_scale + row, mask=row < m, other=0))[:, None]
     if bias is not None:
-        y += widened(tl.load(bias + n, mask=n < n_columns, other=0))[None, :]
-    inside = (row < m)[:, None] & (n < n_columns)[None, :]
-    tl.store(out + row[:, None] * n_columns + n[None, :], rounded(y, out.dtype.element_ty), mask=inside)
+        y += widened(tl.load(bias + n, mask=exists, other=0))[None, :]
+    if GATED:
+        gate, linear = tl.split(tl.permute(tl.reshape(y, (BM, 2, WIDE)), (0, 2, 1)))
+        y = _gelu(gate) * linear
+    column = first + tl.arange(0, WIDE)
+    inside = (row < m)[:, None] & (column < n_out)[None, :]
+    tl.store(out + row[:, None] * n_out + column[None, :], rounded(y, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gelu(x):
+    """In its approximation by tanh, which is 1 - 2 / (exp(2 u) + 1)."""
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return 0.5 * x * (1.0 + (1.0 - 2.0 / (tl.exp(2.0 * u) + 1.0)))
 
 
 @triton.jit
@@ -208,9 +226,11 @@ def project(
     bias: Tensor | None,
     token_scale: Tensor | None,
     out: Tensor,
+    gated: bool = False,
 ) -> None:
     """token_scale * ((+-1 * scale) @ (weight * factors).T) + bias for weight (N, d), any strides; factors
-    (blocks, N) of an int16 weight, (1, N) of an int8, float8 or float16 one."""
+    (blocks, N) of an int16 weight, (1, N) of an int8, float8 or float16 one. If gated, the gelu of the first half of
+    the columns times the second."""
     if out.numel() == 0:
         return
     n, d = weight.shape
@@ -237,16 +257,16 @@ def project(
         table = masks(bits.device)
 
         def launch(BM: int, BN: int, BK: int, num_warps: int, num_stages: int) -> None:
-            grid = triton.cdiv(m, BM) * triton.cdiv(n, BN)
+            grid = triton.cdiv(m, BM) * triton.cdiv(n, BN)  # of a gated one, half as many columns in tiles half as wide
             _project[(grid,)](
                 table, words, weight, scale, factors, bias, token_scale, out, m, n, stride_n, stride_k, plane,
                 D=d, ROW_WORDS=words.shape[1], WIDTH=width, TERMS=terms or 1, IN_MEMORY=in_memory,
-                BLOCK_FACTORS=block_factors, BM=BM, BN=BN, BK=BK,
+                BLOCK_FACTORS=block_factors, GATED=gated, BM=BM, BN=BN, BK=BK,
                 num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False,
             )  # fmt: skip
 
         configs = _configurations(m, weight, terms, block_factors, bits.device)
-        key = (power_of_two(m), n, d, weight.dtype, terms, out.dtype)
+        key = (power_of_two(m), n, d, weight.dtype, terms, out.dtype, gated)
         tuning.run("project", configs, key, launch, bits.device)
 
 
