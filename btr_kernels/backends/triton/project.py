@@ -45,15 +45,15 @@ _MANY_TERMS = {
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
     ),
     80: (
-        {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 2},
         {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
+        {"BM": 128, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
 #: The same with factors for blocks of channels, whose sums take as many registers as the result.
 _MANY_BLOCKS = {
     90: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 8, "num_stages": 3},),
-    80: ({"BM": 64, "BN": 128, "BK": BLOCK, "num_warps": 8, "num_stages": 2},),
+    80: ({"BM": 64, "BN": 64, "BK": BLOCK, "num_warps": 4, "num_stages": 3},),
     0: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 4, "num_stages": 1},),
 }
 #: Tiles for few tokens: few columns, so that every processor has a program, and many bytes of weight under way.
@@ -188,9 +188,9 @@ def _project(
 
 @triton.jit
 def _gelu(x):
-    """In its approximation by tanh, which is 1 - 2 / (exp(2 u) + 1)."""
+    """In its approximation by tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2 u)), 0 where tanh rounds to -1 in float32."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return 0.5 * x * (1.0 + (1.0 - 2.0 / (tl.exp(2.0 * u) + 1.0)))
+    return x * tl.where(u < -9.01, 0.0, 1.0 / (1.0 + tl.exp(-2.0 * u)))
 
 
 @triton.jit
@@ -265,13 +265,13 @@ def project(
                 num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False,
             )  # fmt: skip
 
-        configs = _configurations(m, weight, terms, block_factors, bits.device)
+        configs = _configurations(m, weight, terms, block_factors, gated, bits.device)
         key = (power_of_two(m), n, d, weight.dtype, terms, out.dtype, gated)
         tuning.run("project", configs, key, launch, bits.device)
 
 
 def _configurations(
-    m: int, weight: Tensor, terms: int | None, block_factors: bool, device: torch.device
+    m: int, weight: Tensor, terms: int | None, block_factors: bool, gated: bool, device: torch.device
 ) -> list[tuning.Config]:
     if m > FEW:
         table = _MANY_BLOCKS if block_factors else _MANY if terms is None else _MANY_TERMS
@@ -280,6 +280,8 @@ def _configurations(
         found = [{"BM": max(16, power_of_two(m)), **config} for config in tuning.for_device(_FEW, device)]
         if terms is not None:  # float32 values and their terms take registers
             found = [{**config, "BK": BLOCK if block_factors else config["BK"] // 2} for config in found]
+    if gated:  # combining the halves takes registers
+        found = [config for config in found if config["BN"] <= 128]
     if weight.element_size() == 1:  # as many bytes a step
         found = [{**config, "BK": 2 * config["BK"]} for config in found]
     return found
