@@ -28,6 +28,7 @@ class WildPicks(Picks):
     """Random arguments with special values and strides."""
 
     special = True
+    float8 = True
 
     def floats(self, shape, dtype=None, *, special=True):
         values = super().floats(shape, torch.float64)

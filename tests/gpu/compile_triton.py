@@ -30,6 +30,7 @@ _POINTER = {
     torch.bfloat16: "*bf16",
     torch.bool: "*i1",
     torch.uint8: "*u8",
+    torch.float8_e4m3fn: "*fp8e4nv",
     torch.int8: "*i8",
     torch.int16: "*i16",
     torch.int32: "*i32",
@@ -89,6 +90,8 @@ def main() -> None:
             report[name][architecture] = examples = []
             for example in row.examples():
                 examples.append([])
+                if int(architecture) < example.capability:
+                    continue
                 for kernel, arguments, options in launches(name, example.args):
                     compiled = triton.compile(specialised(kernel, arguments), target=target, options=options)
                     examples[-1].append((kernel.fn.__name__, disassembled(compiled.asm["cubin"])))

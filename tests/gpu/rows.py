@@ -24,6 +24,7 @@ ASYNC_128 = r"LDGSTS\.E(\.\w+)*\.128\b"
 STORES_128 = r"STG\.E(\.\w+)*\.128\b"
 #: Tensor cores with the first operand, the bits, in registers. Hopper's also take it from shared memory ("gdesc").
 FLOAT_TILES = {"80": r"^HMMA\.16816", "90": r"^HGMMA\S* R\d+, R\d+, gdesc"}
+FLOAT8_TILES = r"^QGMMA\S* R\d+, R\d+, gdesc"
 INT_TILES = {"80": r"^IMMA\.16832\.S8\.S8", "90": r"^IGMMA\S*\.S8\.S8 R\d+, R\d+, gdesc"}
 #: The tensor cores' instructions for few rows, on both architectures, which take both operands from registers.
 FLOAT_ROWS, INT_ROWS = FLOAT_TILES["80"], INT_TILES["80"]
@@ -36,6 +37,8 @@ class Example(NamedTuple):
     fast: Mapping[str, tuple[Pattern, ...]]
     #: Kernels that may not store to shared memory before they have multiplied: bits are expanded in registers.
     in_registers: tuple[str, ...] = ()
+    #: The least compute capability, in tens.
+    capability: int = 80
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,13 @@ def _unpack_matmul_prepared() -> list[Example]:
             ("_project",),
         ),
         Example((few, int8, factors, "int8", None, None, BRAIN), {"_project": (ASYNC_128, INT_ROWS)}, ("_project",)),
+        Example(
+            (many, int8.to(torch.float8_e4m3fn), factors, "fp8", None, None, BRAIN),
+            {"_project": (ASYNC_128, FLOAT8_TILES, STORES_128)},
+            ("_project",),
+            capability=89,
+        ),
+        Example((many, int8.half(), factors, "fast", None, None, FLOAT), {"_project": (ASYNC_128, FLOAT_TILES)}),
         Example((many, fast, blocks, "fast", None, None, FLOAT), {"_terms": (), "_project": (ASYNC_128, FLOAT_TILES)}),
         Example((few, fast, blocks, "fast", None, None, FLOAT), {"_project": (FLOAT_ROWS,)}),
         Example(
@@ -196,11 +206,13 @@ ROWS = {
     "sign_scale": Row(_sign_scale, FLOATS),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large={131: (200,)}),
     "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
-    "unpack_matmul_prepared": Row(_unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16)),
+    "unpack_matmul_prepared": Row(
+        _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn)
+    ),
     "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5)], (*FLOATS, _UINT8), large={131: (600,)}),
     "unpack_geglu_prepared": Row(
-        lambda: _unpack_matmul_prepared()[:3],
-        (*FLOATS, _UINT8, torch.int8, torch.int16),
+        lambda: _unpack_matmul_prepared()[:5],
+        (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),
         large={131: (600,)},
     ),
     "hamming_distance": Row(_hamming_distance, (_UINT8, torch.int32), exact=True, large={131: (600,)}),

@@ -28,9 +28,14 @@ every_call = pytest.mark.parametrize(("backend", "name", "example"), CALLS)
 
 @pytest.fixture(autouse=True)
 def available(request):
-    status = bk.backends()[request.node.callspec.params.get("backend", "triton")]
+    chosen = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    status = bk.backends()[chosen.get("backend", "triton")]
     if not status.available:
         pytest.skip(status.reason)
+    if "example" in chosen:
+        needed = ROWS[chosen["name"]].examples()[chosen["example"]].capability
+        if torch.cuda.get_device_capability() < divmod(needed, 10):
+            pytest.skip(f"needs compute capability {needed / 10}")
 
 
 def call(backend: str, name: str, args: tuple) -> tuple[torch.Tensor, ...]:
@@ -47,7 +52,9 @@ def on(device: str, name: str, example: int) -> tuple:
             return a
         if a.dtype in (torch.int32, torch.int64):
             return a.to(device)
-        if a.is_floating_point():
+        if a.dtype == torch.float8_e4m3fn:
+            values = torch.randn(a.shape, device=device).to(a.dtype)
+        elif a.is_floating_point():
             values = torch.randn(a.shape, device=device)
         else:
             low, high = {torch.bool: (0, 2), torch.uint8: (0, 256), torch.int8: (-127, 128)}.get(a.dtype, (-511, 512))

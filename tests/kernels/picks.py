@@ -35,6 +35,8 @@ class Picks:
 
     #: Whether floats may be infinite, NaN or huge; samplers leave those out where their order of evaluation is free.
     special = False
+    #: Whether weights may be float8, for which PyTorch itself, opcheck included, has few operators.
+    float8 = False
 
     def __init__(self, seed: int = 0):
         self.random = np.random.default_rng(seed)

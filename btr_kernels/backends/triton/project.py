@@ -38,6 +38,18 @@ _MANY = {
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
+#: The same for 8 bits a weight.
+_MANY_BYTES = {
+    90: (
+        {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 4},
+        {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 4},
+    ),
+    80: (
+        {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
+        {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4},
+    ),
+    0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
+}
 #: The same for weights of several terms, all of which a step holds in shared memory.
 _MANY_TERMS = {
     90: (
@@ -134,7 +146,8 @@ def _project(
     column = first + tl.arange(0, BN) % WIDE
     exists = column < n_out
     n = column + (tl.arange(0, BN) // WIDE) * n_out
-    exact: tl.constexpr = weight.dtype.element_ty if IN_MEMORY else tl.bfloat16
+    stored: tl.constexpr = weight.dtype.element_ty if IN_MEMORY else tl.bfloat16
+    exact: tl.constexpr = tl.float8e4nv if stored == tl.uint8 else stored
     # The interpreter multiplies only float32 and int8 correctly.
     dtype: tl.constexpr = tl.float32 if INTERPRET and exact != tl.int8 else exact
     WORDS: tl.constexpr = BK // WIDTH
@@ -157,7 +170,7 @@ def _project(
         if IN_MEMORY:
             pointers = weight + n[:, None] * stride_n + k[None, :].to(tl.int64) * stride_k
             for i in tl.static_range(TERMS):
-                b = tl.load(pointers + i * plane, mask=mask, other=0)
+                b = tl.load(pointers + i * plane, mask=mask, other=0.0)
                 part = tl.dot(a, tl.trans(_operand(b, dtype)), part, out_dtype=acc.dtype)
         else:
             value = _values(weight, scale, n, exists, stride_n, stride_k, k, D)
@@ -195,6 +208,8 @@ def _gelu(x):
 
 @triton.jit
 def _operand(value, dtype: tl.constexpr):
+    if value.dtype == tl.uint8:
+        value = value.to(tl.float8e4nv, bitcast=True)
     if INTERPRET and dtype == tl.float32:
         return widened(value)
     else:
@@ -242,6 +257,8 @@ def project(
     block_factors = weight.dtype == torch.int16
     in_memory = terms is None or m > FEW
     weight = _strided(weight)
+    if INTERPRET and weight.dtype == torch.float8_e4m3fn:  # the interpreter cannot load them
+        weight = weight.view(torch.uint8)
     with on_device(bits):
         plane, (stride_n, stride_k) = 0, weight.stride()
         if terms is not None and in_memory:
@@ -273,15 +290,16 @@ def project(
 def _configurations(
     m: int, weight: Tensor, terms: int | None, block_factors: bool, gated: bool, device: torch.device
 ) -> list[tuning.Config]:
+    byte = weight.element_size() == 1
     if m > FEW:
-        table = _MANY_BLOCKS if block_factors else _MANY if terms is None else _MANY_TERMS
+        table = _MANY_BLOCKS if block_factors else _MANY_TERMS if terms else _MANY_BYTES if byte else _MANY
         found = list(tuning.for_device(table, device))
     else:
         found = [{"BM": max(16, power_of_two(m)), **config} for config in tuning.for_device(_FEW, device)]
-        if terms is not None:  # float32 values and their terms take registers
+        if terms:  # float32 values and their terms take registers
             found = [{**config, "BK": BLOCK if block_factors else config["BK"] // 2} for config in found]
+        if byte:  # as many bytes a step
+            found = [{**config, "BK": 2 * config["BK"]} for config in found]
     if gated:  # combining the halves takes registers
         found = [config for config in found if config["BN"] <= 128]
-    if weight.element_size() == 1:  # as many bytes a step
-        found = [{**config, "BK": 2 * config["BK"]} for config in found]
     return found
