@@ -1,13 +1,14 @@
 """Worker: runs the kernels of one implementation on sampled arguments and compares the results.
 
-`python -m gpu.check_kernels triton|cuda DEVICE` or `python -m gpu.check_kernels emulated LIBRARY`; prints
+`python -m gpu.check_kernels triton|cuda DEVICE` or `python -m gpu.check_kernels emulated LIBRARY`, of all operators and
+channels of `rows.py` or of those given; another --seed gives other values. Prints
 {operator: {"failures": {d: message}, "dtypes": [name]}} with d as text, "huge" for more than 2^31 elements.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -58,11 +59,11 @@ def on_backend(backend: str, device: str) -> Run:
     return run
 
 
-def check(name: str, d: int, run: Run, dtypes: set) -> str | None:
+def check(name: str, d: int, run: Run, dtypes: set, base: int = 0) -> str | None:
     large = ROWS[name].large
     for tokens in large.get(d, TOKENS):
         for seed in range(1 if d in large else SEEDS):
-            args = OPERATORS[name].sample(WildPicks([d, tokens, seed]), tokens, d)
+            args = OPERATORS[name].sample(WildPicks([d, tokens, seed, base] if base else [d, tokens, seed]), tokens, d)
             expected = OPERATORS[name].expect(args)
             try:
                 results = [r.cpu() for r in run(name, args)]
@@ -150,7 +151,14 @@ def check_huge(name: str, run: Run, device: str) -> str | None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    implementation, where = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("implementation", choices=("triton", "cuda", "emulated"))
+    parser.add_argument("where")
+    parser.add_argument("--operators", help="names with commas between")
+    parser.add_argument("--channels", help="numbers with commas between; then nothing larger is tested")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    implementation, where = arguments.implementation, arguments.where
     if implementation == "emulated":
         from .emulated import Emulator
 
@@ -165,11 +173,16 @@ def main() -> None:
                 with end_of_grid(2):
                     return run(name, args)
 
+    chosen = arguments.operators.split(",") if arguments.operators else ROWS
+    channels = tuple(map(int, arguments.channels.split(","))) if arguments.channels else None
     report = {}
-    for name in operators_of(implementation):
+    for name in (name for name in operators_of(implementation) if name in chosen):
         dtypes: set = set()
-        failures = {str(d): check(name, d, run, dtypes) for d in (*CHANNELS, *ROWS[name].large)}
-        failures["huge"] = check_huge(name, run_huge, device) if name in HUGE else "skip: no case for this operator"
+        ds = channels or (*CHANNELS, *ROWS[name].large)
+        failures = {str(d): check(name, d, run, dtypes, arguments.seed) for d in ds}
+        if not channels:
+            huge = name in HUGE
+            failures["huge"] = check_huge(name, run_huge, device) if huge else "skip: no case for this operator"
         report[name] = {"failures": failures, "dtypes": sorted(str(dtype) for dtype in dtypes)}
     print(json.dumps(report))
 

@@ -123,6 +123,11 @@ def _file(device: torch.device) -> Path:
     return folder / re.sub(r"[^\w.+-]+", "-", f"{gpu}_{versions}.json")
 
 
+def stored(device: torch.device) -> dict[str, Any]:
+    """{kernel: {key: configuration}}: what has been found on a GPU with these versions."""
+    return _read(_file(device))
+
+
 def _known(path: Path, kernel: str, name: str, configs: Sequence[Config]) -> Config | None:
     """The entry of the shipped table or else of the cache, if it is one of the configurations."""
     for table in (_read(SHIPPED).get(path.name.split("_triton-")[0]), _read(path)):
