@@ -26,6 +26,7 @@ KEY = (64, 768, torch.float32)
 def machine(monkeypatch, tmp_path):
     """A GPU that is not there; `launched` collects what runs. LARGE does not fit it."""
     monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "_unknown", set())
     monkeypatch.setattr(tuning, "_file", lambda device: tmp_path / "cache" / "GPU_triton-1.json")
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned.json")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -65,6 +66,7 @@ def test_the_fastest_that_fits_is_chosen_once_and_stored(choose, machine, launch
 def test_the_file_is_read_by_the_next_process(choose, launched):
     choose()
     tuning._chosen.clear()
+    tuning._unknown.clear()
     launched.clear()
     assert choose() == FAST
     assert not launched

@@ -68,6 +68,7 @@ def distances_to(a: Tensor, b: Tensor, out: Tensor, index_factor: int | None = N
             _hamming_distance[(grid,)](
                 words_a, words_b, table, out, m, n, words_a.stride(0), words_b.stride(0), index_factor,
                 W=w, WIDTH=width, WORDS=BITS // width, BM=BM, BN=BN, num_warps=num_warps, num_stages=num_stages,
+                enable_fp_fusion=False,
             )  # fmt: skip
 
         configs = list(tuning.for_device(_TILES, a.device))

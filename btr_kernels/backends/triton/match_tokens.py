@@ -184,7 +184,7 @@ def match_tokens(
             _nearest[(programs,)](
                 words, lengths, cu_seqlens, table, distance, best, batch, n, each,
                 **common, WORDS=BITS // width, A=A, B=B, STEPS=batch.bit_length(),
-                num_warps=num_warps, num_stages=num_stages,
+                num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False,
             )  # fmt: skip
 
         configs = tuning.for_device(_TILES, bits.device)
@@ -194,5 +194,5 @@ def match_tokens(
             words, bits, lengths, keep, cu_seqlens, table, distance, best, merged_before, order, first, count, voted,
             voted.view(words.dtype), slot, new_lengths, n, w,
             **common, WORDS=_BITS // width, TOKENS=_TOKENS, OTHERS=_OTHERS, ROWS=_ROWS, BYTES=_BYTES,
-            A=32, num_warps=8,
+            A=32, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip

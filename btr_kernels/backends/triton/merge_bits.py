@@ -60,5 +60,5 @@ def merge_bits(
         order, first, count = sorted_tokens(slot, rows, cu_in, cu_out)
         _merge_bits[(triton.cdiv(total_rows, tile) * column_programs,)](
             bits, sizes, order, first, count, out, new_sizes, total_rows, w, column_programs,
-            ROWS=tile, BYTES=columns, num_warps=4,
+            ROWS=tile, BYTES=columns, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -69,4 +69,5 @@ def merge_tokens_backward(
         _merge_tokens_backward[(programs * column_programs,)](
             grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x, batch, n, rows, d, each,
             column_programs, TOKENS=tokens, CHANNELS=channels, STEPS=batch.bit_length(), num_warps=4,
+            enable_fp_fusion=False,
         )  # fmt: skip

@@ -60,5 +60,6 @@ def sorted_tokens(
         _sort[(programs,)](
             slot, cu_in, cu_out, order, first, count, batch, n, rows, each,
             TOKENS=_TOKENS, OTHERS=_OTHERS, STEPS=batch.bit_length(), num_warps=4,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return order, first, count

@@ -34,6 +34,7 @@ REPEATS, WARM_UP = 10, 2
 SHIPPED = Path(__file__).with_name("tuned.json")
 
 _chosen: dict[tuple, Config] = {}
+_unknown: set[tuple] = set()
 
 
 @cache
@@ -74,12 +75,14 @@ def choose(
     if (known := _chosen.get(place)) is not None:
         return known
     name = ",".join(map(str, key))
-    found = _known(_file(device), kernel, name, configs)
-    if found is None:
-        if not _may_time(device):
-            return configs[0]  # not remembered: a later call may time
-        found = _fastest(configs, launch, timer or _seconds)
-        _store(_file(device), kernel, name, found)
+    if place not in _unknown:
+        if (known := _known(_file(device), kernel, name, configs)) is not None:
+            return _chosen.setdefault(place, known)
+        _unknown.add(place)  # files are read once
+    if not _may_time(device):
+        return configs[0]  # a later call may time
+    found = _fastest(configs, launch, timer or _seconds)
+    _store(_file(device), kernel, name, found)
     return _chosen.setdefault(place, found)
 
 
