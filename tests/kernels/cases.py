@@ -237,6 +237,9 @@ def _unpack_matmul_prepared(picks, tokens, d):
         dtype = torch.float8_e4m3fn if precision == "fp8" else torch.float16
         data = picks.floats((d, n), torch.float32, special=False).to(dtype)
         factors = picks.floats((1, n), torch.float32, special=False)
+        if precision == "fp8":  # tensor cores add float8 products with fewer bits than float32 has
+            bias, token_scale, _ = _epilogue(picks, shape, n)
+            return picks.bits((*shape, bytes_for(d))), data, factors, precision, bias, token_scale, torch.bfloat16
     elif precision == "exact":
         data, factors = picks.floats((d, n)), None
     elif precision == "fast":

@@ -179,7 +179,7 @@ def _project(
                 part = tl.dot(a, tl.trans(term.to(dtype)), part, out_dtype=acc.dtype)
                 value = _rest(value, term)
         if BLOCK_FACTORS:
-            factor = tl.load(factors + step * n_columns.to(tl.int64) + n, mask=exists, other=0)
+            factor = tl.load(factors + (step * n_columns + n), mask=exists, other=0)
             acc += part * factor[None, :]
         else:
             acc = part
