@@ -22,7 +22,7 @@ def _binarize(
     """x (rows, d) -> bits (rows, w) and, unless None, magnitude (rows,); a program does ROWS rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     factor, mean, size = statistics(x, row, rows, d, eps, NORM, magnitude is not None, CHUNKS, BYTES * 8)
-    for chunk in tl.static_range(CHUNKS):
+    for chunk in range(CHUNKS):
         channel = chunk * (BYTES * 8) + tl.arange(0, BYTES * 8)
         value = load_part(x, row, rows, channel, d)
         if NORM == "layer":

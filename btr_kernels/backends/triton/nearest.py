@@ -1,6 +1,7 @@
 """Hamming distances by tensor cores: d - 2 * distance is the product of +-1 rows, an exact integer in int8.
 
-On a Hopper GPU a pair of 768 bits takes a fifth of a cycle so, and one and a half with XOR and population counts.
+By the rates that NVIDIA documents, a pair of 768 bits takes a fifth of a cycle of a Hopper processor so, expanding the
+bits aside, and one and a half with XOR and population counts.
 """
 
 from __future__ import annotations

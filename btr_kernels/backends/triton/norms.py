@@ -7,8 +7,9 @@ import triton.language as tl
 
 from .common import widened
 
-#: Channels of a row that a program holds in registers; wider rows are read again for every pass.
-WIDEST = 8192
+#: Channels of a row that a program holds in registers, 32 a thread with 4 warps; wider rows are read again for every
+#: pass.
+WIDEST = 4096
 
 
 @triton.jit
@@ -32,14 +33,14 @@ def statistics(
     """Per row: a power of two to multiply x by, the mean of that product (0 unless NORM is "layer"), and, where SIZE,
     what the norm divides x by: sqrt(mean of squares + eps)."""
     largest = tl.zeros(row.shape, tl.float32)
-    for chunk in tl.static_range(CHUNKS):
+    for chunk in range(CHUNKS):
         value = load_part(x, row, rows, chunk * CHANNELS + tl.arange(0, CHANNELS), d)
         largest = tl.maximum(largest, tl.max(tl.abs(value), axis=1))
     factor = _power_of_two_over(largest)
 
     mean = tl.zeros(row.shape, tl.float32)
     if NORM == "layer":
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             value = load_part(x, row, rows, chunk * CHANNELS + tl.arange(0, CHANNELS), d)
             mean += tl.sum(value * factor[:, None], axis=1)
         mean = mean / d
@@ -47,7 +48,7 @@ def statistics(
     size = tl.zeros(row.shape, tl.float32)
     if SIZE:
         squares = tl.zeros(row.shape, tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             channel = chunk * CHANNELS + tl.arange(0, CHANNELS)
             value = load_part(x, row, rows, channel, d) * factor[:, None] - mean[:, None]
             squares += tl.sum(tl.where((channel < d)[None, :], value * value, 0.0), axis=1)

@@ -29,12 +29,12 @@ _MANY = {
     90: (
         {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 4},
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-        {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
+        {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},  # hundreds of tokens: more programs
     ),
     80: (
         {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
         {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 4},
-        {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 4},
+        {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 4},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
@@ -43,10 +43,11 @@ _MANY_BYTES = {
     90: (
         {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 4},
         {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 4},
+        {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},
     ),
     80: (
         {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
-        {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4},
+        {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }

@@ -50,7 +50,7 @@ def _sign_scale_backward(
 ):  # fmt: skip
     """grad_x (rows, d), and sums (programs, d) whose sum over programs is the gradient of the scale."""
     program = tl.program_id(0).to(tl.int64)
-    for chunk in tl.static_range(CHUNKS):
+    for chunk in range(CHUNKS):
         channel = chunk * CHANNELS + tl.arange(0, CHANNELS)
         total = tl.zeros((CHANNELS,), tl.float32)
         for tile in range(TILES):
@@ -60,7 +60,7 @@ def _sign_scale_backward(
             along = tl.zeros((ROWS,), tl.float32)
             shared = tl.zeros((ROWS,), tl.float32)
             if NORM != "none":
-                for other in tl.static_range(CHUNKS):
+                for other in range(CHUNKS):
                     k = other * CHANNELS + tl.arange(0, CHANNELS)
                     n, _ = _normalised(x, row, rows, k, d, factor, mean, size, NORM)
                     h, _ = _through(grad_out, scale, n, row, rows, k, d, limit, GRAD)
