@@ -1,4 +1,7 @@
-"""All pairs of Hamming distances. Bound by writing them, or by the tensor cores."""
+"""All pairs of Hamming distances. Bound by writing them, by the tensor cores, or for few rows of a by reading b.
+
+For few rows expanding b for the tensor cores would take longer than counting bits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .common import on_device, power_of_two
+from .common import INTERPRET, on_device, power_of_two
 from .expand import as_words, masks
 from .nearest import distances
 
@@ -48,6 +51,47 @@ def _hamming_distance(
     tl.store(out + batch * m * n + row[:, None] * n + column[None, :], result, mask=inside)
 
 
+#: Rows of a up to which bits are counted; words of b that a program holds, and of a row that it reads at a time.
+_FEW, _TILE, _WIDEST = 8, 4096, 256
+
+
+@triton.jit
+def _popcount(x):
+    """The interpreter has no instruction for it."""
+    if INTERPRET:
+        x = x.to(tl.uint32, bitcast=True)
+        x = x - ((x >> 1) & 0x55555555)
+        x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+        x = (x + (x >> 4)) & 0x0F0F0F0F
+        return ((x * 0x01010101) >> 24).to(tl.int32)
+    else:
+        return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _few_rows(
+    a, b, out, n, stride_a, stride_b, index_factor,
+    M: tl.constexpr, W: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """As `_hamming_distance` for M rows of a; a program does ROWS rows of b."""
+    blocks = tl.cdiv(n, ROWS)
+    program = tl.program_id(0).to(tl.int64)
+    batch = program // blocks
+    column = (program % blocks) * ROWS + tl.arange(0, ROWS)
+    for i in range(M):
+        count = tl.zeros((ROWS,), tl.int32)
+        for first in range(0, W, WORDS):
+            word = first + tl.arange(0, WORDS)
+            inside = (column < n)[:, None] & (word < W)[None, :]
+            words_b = tl.load(b + batch * stride_b + column[:, None] * W + word[None, :], mask=inside, other=0)
+            words_a = tl.load(a + batch * stride_a + i * W + word, mask=word < W, other=0)
+            count += tl.sum(_popcount(words_b.to(tl.int32) ^ words_a.to(tl.int32)[None, :]), axis=1)
+        result = count.to(out.dtype.element_ty)
+        if index_factor is not None:
+            result = result * index_factor + column.to(out.dtype.element_ty)
+        tl.store(out + (batch * M + i) * n + column, result, mask=column < n)
+
+
 def distances_to(a: Tensor, b: Tensor, out: Tensor, index_factor: int | None = None) -> None:
     """a (..., m, w), b (..., n, w) -> out (..., m, n), with the index of b below the distance if asked for."""
     if out.numel() == 0:
@@ -61,6 +105,14 @@ def distances_to(a: Tensor, b: Tensor, out: Tensor, index_factor: int | None = N
     words_a = words_a.view(*a.shape[:-1], w).expand(*batch, m, w).reshape(-1, m, w)
     words_b = words_b.view(*b.shape[:-1], w).expand(*batch, n, w).reshape(-1, n, w)
     with on_device(a):
+        if m <= _FEW:
+            read = min(power_of_two(w), _WIDEST)
+            rows = _TILE // read
+            _few_rows[(words_a.shape[0] * triton.cdiv(n, rows),)](
+                words_a, words_b, out, n, words_a.stride(0), words_b.stride(0), index_factor,
+                M=m, W=w, WORDS=read, ROWS=rows, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+            return
         table = masks(a.device)
 
         def launch(BM: int, BN: int, BITS: int, num_warps: int, num_stages: int) -> None:
