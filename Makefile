@@ -9,6 +9,11 @@ REPORTS := reports
 QUICK ?=
 # Numbers of threads that the operators are measured on.
 THREADS ?= 1,2
+# Hold our kernels and, as far as they have a variable for it, the libraries they are compared with to an instruction
+# set: make bench ISA=avx2
+ISA ?=
+HELD_avx2 := BTR_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+  OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" FAISS_OPT_LEVEL=AVX2
 
 KERNEL_FLAGS := --threads $(THREADS) $(if $(QUICK),--quick)
 READER_FLAGS := $(if $(QUICK),--shape tiny --passages 4 --passage-length 32 --new-tokens 2)
@@ -39,7 +44,8 @@ lint: install
 
 bench: install
 	mkdir -p $(REPORTS)
-	$(BIN)/python -m btr_kernels.bench $(KERNEL_FLAGS) --json $(REPORTS)/kernels.json --plots $(REPORTS)
+	$(if $(ISA),env $(or $(HELD_$(ISA)),$(error ISA: expected avx2, got $(ISA)))) \
+	  $(BIN)/python -m btr_kernels.bench $(KERNEL_FLAGS) --json $(REPORTS)/kernels.json --plots $(REPORTS)
 	$(BIN)/btr bench $(READER_FLAGS) --json $(REPORTS)/reader.json --plot $(REPORTS)/reader.png
 	@echo "Report: $(REPORTS)/kernels.json, $(REPORTS)/reader.json and the plots beside them"
 

@@ -6,8 +6,8 @@
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, that of the targets between `<!-- targets: NAME -->`
 and the same; NAME is a file below benchmarks/results/, or `gpu` for the newest that `make gpu` wrote there.
 
-What stands in the way of a target that is missed is said in benchmarks/notes/shortfalls.json, {case name: sentence}.
-Both ways of running fail if a missed target has no entry there, or if an entry belongs to no missed target.
+What stands in the way of a target that is missed is said in benchmarks/notes/shortfalls.json, {NAME: {sentence: [case
+names]}}. Both ways of running fail if a missed target has no entry there, or if an entry belongs to no missed target.
 """
 
 from __future__ import annotations
@@ -86,16 +86,17 @@ def kernels_table(report: dict) -> list[str]:
     ]
 
 
-def targets_table(report: dict) -> list[str]:
-    why = json.loads(SHORTFALLS.read_text(encoding="utf-8"))
+def targets_table(report: dict, name: str) -> list[str]:
+    sentences = json.loads(SHORTFALLS.read_text(encoding="utf-8")).get(name, {})
+    why = {case: sentence for sentence, cases in sentences.items() for case in cases}
     judged = [(result["name"], verdict) for result in report["results"] for verdict in result["targets"]]
-    missed = {name for name, verdict in judged if not verdict["met"]}
+    missed = {case for case, verdict in judged if not verdict["met"]}
     if unexplained := sorted(missed - set(why)):
-        raise Inconsistent(f"missed targets that shortfalls.json does not explain: {', '.join(unexplained)}")
+        raise Inconsistent(f"{name}: missed targets that shortfalls.json does not explain: {', '.join(unexplained)}")
     if stale := sorted(set(why) - missed):
-        raise Inconsistent(f"entries of shortfalls.json that belong to no missed target: {', '.join(stale)}")
+        raise Inconsistent(f"{name}: entries of shortfalls.json that belong to no missed target: {', '.join(stale)}")
     header = ["case", "against", "measured", "target", "stretch", "verdict", "what stands in the way"]
-    rows = [[name, *verdict_cells(verdict), "" if verdict["met"] else why[name]] for name, verdict in judged]
+    rows = [[case, *verdict_cells(verdict), "" if verdict["met"] else why[case]] for case, verdict in judged]
     stretch = sum(verdict["value"] >= verdict["stretch"] for _, verdict in judged)
     met = sum(verdict["met"] for _, verdict in judged)
     return [f"{met} of {len(judged)} met, {stretch} of them at the stretch.", "", *markdown(header, rows)]
@@ -137,7 +138,7 @@ def table(name: str, kind: str = "table") -> str:
     elif report["format"] != FORMAT or not report["complete"]:
         raise Inconsistent(f"{name}: expected a complete result of format {FORMAT}")
     else:
-        lines = kernels_table(report) if kind == "table" else targets_table(report)
+        lines = kernels_table(report) if kind == "table" else targets_table(report, name)
     return "\n".join([*lines, "", f"From `{path.relative_to(ROOT)}`.", ""])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import unpack_matmul
 from .case import Inputs, Peer
+from .machine import instruction_set
 
 # --- packing and unpacking
 
@@ -206,6 +207,9 @@ def numkong_buffers(b: Tensor, m: int) -> dict[str, object]:
         return {}
     import numkong
 
+    if instruction_set() == "avx2":  # it has no variable that holds it to a set, so it follows ours
+        for name in ("skylake", "icelake", "genoa", "turin", "sapphire"):
+            numkong.disable_capability(name)
     return {
         "packed_b": numkong.hammings_pack(b.numpy(), dtype="uint1"),
         "numkong_out": numkong.zeros((m, b.shape[0]), dtype="uint32"),

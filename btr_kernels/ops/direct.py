@@ -53,6 +53,7 @@ def key(args: tuple) -> tuple | None:
             found.append(value.shape)
             found.append(value.dtype)
         elif kind in _CONSTANTS:
+            found.append(kind)  # 1, 1.0 and True are equal
             found.append(value)
         else:
             return None

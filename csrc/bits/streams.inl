@@ -30,7 +30,7 @@ struct Channels {
 // row_done(stream, row) after the last of each row. No two rows with the same `stream`, which is below kStreams, are
 // open at once. Pieces must be inlined (BTR_PIECE): each call in the source stands for kStreams of them.
 template <int kStreams, typename T, typename Piece, typename RowDone>
-inline void for_each_piece(int64_t rows, int64_t d, Piece&& piece, RowDone&& row_done) {
+BTR_INLINE void for_each_piece(int64_t rows, int64_t d, Piece&& piece, RowDone&& row_done) {
   constexpr int64_t kPiece = kPieceBytes / int64_t(sizeof(T));
   const int64_t part = rows / kStreams, whole = d / kPiece * kPiece;
   for (int64_t r = 0; r < part; ++r) {
@@ -51,7 +51,7 @@ inline void for_each_piece(int64_t rows, int64_t d, Piece&& piece, RowDone&& row
 }
 
 template <int kStreams, typename T, typename Piece>
-inline void for_each_piece(int64_t rows, int64_t d, Piece&& piece) {
+BTR_INLINE void for_each_piece(int64_t rows, int64_t d, Piece&& piece) {
   for_each_piece<kStreams, T>(rows, d, piece, [](int, int64_t) {});
 }
 

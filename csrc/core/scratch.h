@@ -1,4 +1,5 @@
-// Temporary memory of one kernel call. Out of line and untemplated on purpose: an inline std::vector in a file
+// Temporary memory of one kernel call: little of it lies in the object itself, on the stack, since an allocation is what
+// matching or merging a few tokens costs. Out of line and untemplated on purpose: an inline std::vector in a file
 // compiled with AVX2 flags could be the copy that the linker keeps for everybody.
 #pragma once
 
@@ -25,8 +26,11 @@ class BTR_EXPORT Scratch {
 
  private:
   static constexpr int kBlocks = 12;
+  static constexpr size_t kLine = 64, kNearBytes = 16 * 1024;
   void* allocate(size_t bytes);
 
+  alignas(kLine) unsigned char near_[kNearBytes];
+  size_t near_used_ = 0;
   void* blocks_[kBlocks];
   int used_ = 0;
 };

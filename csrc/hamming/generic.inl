@@ -6,11 +6,14 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-inline void distance_matrix(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int32_t* out) {
+inline void distance_matrix(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int32_t* out,
+                            bool streaming) {
   for_each_block({a, m, w}, {b, n, w}, w, [&](int64_t i, int64_t j, int64_t count, const auto* distances) {
-    int32_t* to = out + i * n + j;
-    for (int64_t t = 0; t < count; ++t) to[t] = distances[t];
+    write_distances(distances, count, out + i * n + j, streaming);
   });
+#ifdef __AVX2__
+  if (streaming) _mm_sfence();
+#endif
 }
 
 struct Candidate {

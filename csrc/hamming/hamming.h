@@ -11,8 +11,8 @@
 namespace btr {
 
 struct HammingKernels {
-  // out[i, j] = distance(a[i], b[j]), (m, n) row-major.
-  void (*distance)(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int32_t* out);
+  // out[i, j] = distance(a[i], b[j]), (m, n) row-major. streaming: write past the caches.
+  void (*distance)(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int32_t* out, bool streaming);
 
   // The k <= n nearest rows of b for each of m rows of a: (m, k) by increasing distance, ties to the lowest index.
   void (*topk)(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int64_t k, int32_t* distances,

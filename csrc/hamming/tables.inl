@@ -9,7 +9,7 @@
 // Widths. The halves of a byte hold 7 lookups (14 of 15); their sum s is added to `low` as it is and to `high` after a
 // 16-bit shift by 4, both modulo 256. The odd byte of `high` is then the second row's exact sum, which from there on
 // gives the other three of its 16-bit lane one by one. 18 such steps (252 of 255) are widened to 16 bits; a
-// distance is below 65536 as long as w <= kTableBytes.
+// distance is below 65536 as long as w <= kBlockBytes.
 //
 // Cost. 16 vector operations, of which 8 on the two shuffle ports, for 7 nibbles of 64 pairs, so at best 448 pairs of
 // channels a cycle on four vector ports and 410 with the two loads a cycle that fetch 5 vectors for 4 lookups; POPCNT
@@ -27,7 +27,7 @@
 namespace btr::BTR_ISA_NAMESPACE {
 
 constexpr int64_t kTableColumns = 128;  // rows of b in a block
-constexpr int64_t kTableBytes = 8191;   // widest token
+constexpr int64_t kBlockBytes = 8191;   // widest token
 constexpr int kStep = 7, kStepsWidened = 18;
 
 struct PairTables {
@@ -267,10 +267,29 @@ inline int64_t least_of(const uint16_t* block, int64_t) {
   return uint16_t(_mm_extract_epi16(_mm_minpos_epu16(half), 0));
 }
 
+// Writes `count` <= 64 distances to `to`; whole blocks past the caches, if `streaming`.
+inline void write_distances(const uint16_t* block, int64_t count, int32_t* to, bool streaming) {
+  constexpr int64_t kBlock = 64, kLanes = 8;
+  if (count < kBlock) {
+    for (int64_t j = 0; j < count; ++j) to[j] = block[j];
+    return;
+  }
+  const bool lines = streaming && reinterpret_cast<uintptr_t>(to) % 32 == 0;
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < kBlock; j += kLanes) {
+    const auto* from = reinterpret_cast<const __m128i*>(block + j);
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_load_si128(from));
+    if (lines)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + j), wide);
+    else
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), wide);
+  }
+}
+
 // use(i, j, count, block) for every row i of a and 64 of b's rows from j on: `count` <= 64 distances, filled up with
 // 0xffff. For one i, j ascends.
 template <class Use>
-inline void distances_by_tables(const Rows& a, const Rows& b, int64_t w, Use&& use) {
+inline void distances_by_blocks(const Rows& a, const Rows& b, int64_t w, Use&& use) {
   constexpr int64_t kMostRows = 256, kLeastRows = 16, kIndexBytes = 256 * 1024;
   const TableChunks chunks(w);
   const int64_t steps = TableChunks::steps(chunks.bytes), index_size = chunks.count * steps * kStep;

@@ -7,8 +7,9 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-// One round on m tokens: slots of the `m` tokens among the m - merges that stay.
-inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot) {
+// One round on m tokens: slots of the `m` tokens among the m - merges that stay. Meanwhile m tokens at `following` are
+// prefetched.
+inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot, const uint8_t* following) {
   const int64_t pairs = (m + 1) / 2;
   Scratch scratch;
   int32_t* best = scratch.get<int32_t>(2 * pairs);
@@ -16,6 +17,8 @@ inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merge
   for (int64_t a = 0; a < pairs; ++a) distance[a] = INT32_MAX;
   for_each_block({bits, pairs, 2 * w}, {bits + w, m / 2, 2 * w}, w,
                  [&](int64_t a, int64_t b, int64_t count, const auto* block) {
+                   if (b == 0)
+                     for (int64_t i = 0; i < 2 * w; i += kLineBytes) prefetch(following + 2 * a * w + i);
                    const int64_t least = least_of(block, count);
                    if (least >= distance[a]) return;
                    distance[a] = int32_t(least);
@@ -49,7 +52,8 @@ inline int64_t match(const uint8_t* bits, int64_t length, int64_t w, int64_t kee
   int64_t m = length;
   for (;;) {
     const int64_t half = (m + 1) / 2, merges = m - target < half ? m - target : half;
-    match_round(tokens, m, w, merges, round_slot);
+    // The next passage usually follows in memory; a prefetch of anything else does nothing.
+    match_round(tokens, m, w, merges, round_slot, bits + length * w);
     for (int64_t t = 0; t < length; ++t) slot[t] = round_slot[slot[t]];
     m -= merges;
     if (m <= target) return m;

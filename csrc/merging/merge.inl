@@ -50,14 +50,18 @@ inline void prefetch(const void* line) { __builtin_prefetch(line); }
 
 // --- Majority
 
-// 256 channels. Counts are bit-sliced: plane p holds bit p of the counts of all channels, so that adding a vote is a
-// carry that ripples through ands and xors.
-typedef uint64_t Word __attribute__((vector_size(32)));
-constexpr int64_t kWordBytes = sizeof(Word);
+// A register of channels. Counts are bit-sliced: plane p holds bit p of the counts of all channels, so that adding a vote
+// is a carry that ripples through ands and xors.
+#ifdef __AVX512BW__
+constexpr int64_t kWordBytes = 64;
+#else
+constexpr int64_t kWordBytes = 32;
+#endif
+typedef uint64_t Word __attribute__((vector_size(kWordBytes)));
 
 // f(offset, bytes) for words that cover w bytes; the last one overlaps its neighbour rather than being a part.
 template <typename F>
-void for_each_word(int64_t w, F&& f) {
+__attribute__((always_inline)) inline void for_each_word(int64_t w, F&& f) {
   if (w < kWordBytes) return f(0, w);
   for (int64_t i = 0; i < w; i += kWordBytes) f(i + kWordBytes <= w ? i : w - kWordBytes, kWordBytes);
 }
@@ -65,14 +69,29 @@ void for_each_word(int64_t w, F&& f) {
 inline void read_word(const uint8_t* from, int64_t bytes, Word& to) {
   if (bytes == kWordBytes) {
     std::memcpy(&to, from, kWordBytes);
-  } else {
-    to = Word{};
-    std::memcpy(&to, from, size_t(bytes));
+    return;
   }
+#ifdef __AVX512BW__
+  const __m512i part = _mm512_maskz_loadu_epi8((__mmask64(1) << bytes) - 1, from);
+  std::memcpy(&to, &part, kWordBytes);
+#else
+  to = Word{};
+  std::memcpy(&to, from, size_t(bytes));
+#endif
 }
 
 inline void write_word(const Word& from, int64_t bytes, uint8_t* to) {
-  std::memcpy(to, &from, bytes == kWordBytes ? size_t(kWordBytes) : size_t(bytes));
+  if (bytes == kWordBytes) {
+    std::memcpy(to, &from, kWordBytes);
+    return;
+  }
+#ifdef __AVX512BW__
+  __m512i part;
+  std::memcpy(&part, &from, kWordBytes);
+  _mm512_mask_storeu_epi8(to, (__mmask64(1) << bytes) - 1, part);
+#else
+  std::memcpy(to, &from, size_t(bytes));
+#endif
 }
 
 // The votes of one row: `count` tokens, each with a weight (null: 1). The sum of the weights is odd.
@@ -148,21 +167,17 @@ inline void vote(const Votes& votes, int64_t w, uint8_t* out) {
   }
 }
 
-inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int32_t* slot, const int32_t* sizes,
-                       int64_t rows, uint8_t* out, int32_t* new_sizes) {
-  Scratch scratch;
-  const SlotLists lists(slot, length, rows, scratch);
-  Votes votes;
-  votes.tokens = scratch.get<const uint8_t*>(length + 1 + (length + 2) / 2 + (rows + 1) / 2);
-  uint32_t* weights = reinterpret_cast<uint32_t*>(votes.tokens + length + 1);
-  int32_t* undecided = reinterpret_cast<int32_t*>(weights + length + 1);
+// The rows that one token decides: it is the result of one token, and of two the larger is: equal ones agree or tie, and a
+// tie takes the earliest token's bit. Most rows are of this kind; the others are copied alike, to keep this loop free of
+// unpredictable branches, and listed in `undecided`. Returns how many those are.
+inline int64_t copy_rows(const uint8_t* bits, int64_t length, int64_t w, const int32_t* sizes, const SlotLists& lists,
+                         int64_t rows, uint8_t* out, int32_t* new_sizes, int32_t* undecided) {
   int64_t open = 0;
   const int64_t ahead = rows > 0 ? length * w / rows : 0;
-  // One token is the result. So is the larger of two: equal ones agree or tie, and a tie takes the earliest token's
-  // bit. Most rows are of this kind; the others are copied alike, to keep this loop free of unpredictable branches.
-  for (int64_t r = 0; r < rows; ++r) {
+  const uint8_t* next = bits + length * w;
+  for (int64_t r = 0; r < rows; ++r, next += ahead, out += w) {
     // The next passage usually follows in memory; a prefetch of anything else does nothing.
-    for (int64_t i = r * ahead; i < (r + 1) * ahead; i += kLineBytes) prefetch(bits + length * w + i);
+    for (int64_t i = 0; i < ahead; i += kLineBytes) prefetch(next + i);
     int32_t token = lists.first(r);
     const int32_t count = lists.count(r);
     int64_t total = count;
@@ -172,20 +187,31 @@ inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int
       if (count == 2 && weight_of(sizes, lists.next(token)) > weight_of(sizes, token)) token = lists.next(token);
     }
     new_sizes[r] = int32_t(total);
-    uint8_t* to = out + r * w;
     if (total == 0) {
-      std::memset(to, 0, size_t(w));
+      std::memset(out, 0, size_t(w));
       continue;
     }
     const uint8_t* from = bits + token * w;
     for_each_word(w, [&](int64_t at, int64_t bytes) {
       Word word;
       read_word(from + at, bytes, word);
-      write_word(word, bytes, to + at);
+      write_word(word, bytes, out + at);
     });
     undecided[open] = int32_t(r);
     open += count > 2;
   }
+  return open;
+}
+
+inline void merge_bits(const uint8_t* bits, int64_t length, int64_t w, const int32_t* slot, const int32_t* sizes,
+                       int64_t rows, uint8_t* out, int32_t* new_sizes) {
+  Scratch scratch;
+  const SlotLists lists(slot, length, rows, scratch);
+  Votes votes;
+  votes.tokens = scratch.get<const uint8_t*>(length + 1 + (length + 2) / 2 + (rows + 1) / 2);
+  uint32_t* weights = reinterpret_cast<uint32_t*>(votes.tokens + length + 1);
+  int32_t* undecided = reinterpret_cast<int32_t*>(weights + length + 1);
+  const int64_t open = copy_rows(bits, length, w, sizes, lists, rows, out, new_sizes, undecided);
   for (int64_t i = 0; i < open; ++i) {
     const int32_t r = undecided[i];
     votes.count = votes.total = 0;

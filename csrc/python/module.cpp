@@ -95,7 +95,7 @@ py::array_t<int32_t> hamming_distance(const py::array& a, const py::array& b) {
   const uint8_t *ra = pa.data(), *rb = pb.data();
   int32_t* distances = out.mutable_data();
   py::gil_scoped_release release;
-  hamming_kernels().distance(ra, m, rb, n, w, distances);
+  hamming_kernels().distance(ra, m, rb, n, w, distances, false);
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/tuning.h"
 #include "hamming/hamming.h"
 #include "torch/arguments.h"
 #include "torch/parallel.h"
@@ -21,11 +22,12 @@ void hamming_distance(Tensor a, Tensor b, Tensor out) {
   const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, batch * n * w);
   auto* distances = write<int32_t>("out", out, ScalarType::Int, batch * m * n);
   if (n == 0) return;
+  const bool streaming = batch * m * n * int64_t(sizeof(int32_t)) > tuning().hamming_streaming_bytes;
   // Rows of all batches are split alike; a range may start and end within a batch.
   parallel_rows(batch * m, n * w, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       const int64_t item = i / m, stop = std::min(end, (item + 1) * m);
-      hamming_kernels().distance(pa + i * w, stop - i, pb + item * n * w, n, w, distances + i * n);
+      hamming_kernels().distance(pa + i * w, stop - i, pb + item * n * w, n, w, distances + i * n, streaming);
       i = stop;
     }
   });

@@ -114,6 +114,8 @@ void stream(void* to, V v) {
 #define _mm256_maskz_loadu_epi16(k, p) emulated::load<int16_t, __m256i>(k, p)
 #undef _mm512_mask_storeu_ps
 #define _mm512_mask_storeu_ps(p, k, v) emulated::store<float, __m512>(p, k, v)
+#undef _mm512_mask_storeu_epi8
+#define _mm512_mask_storeu_epi8(p, k, v) emulated::store<int8_t, __m512i>(p, k, v)
 #undef _mm512_mask_storeu_epi16
 #define _mm512_mask_storeu_epi16(p, k, v) emulated::store<int16_t, __m512i>(p, k, v)
 #undef _mm256_mask_storeu_epi16
@@ -134,6 +136,9 @@ void stream(void* to, V v) {
 #define _mm512_cvtepu16_epi32(v) emulated::convert<int32_t, __m512i, uint16_t, __m256i>(v)
 #undef _mm512_cvtepi32_epi16
 #define _mm512_cvtepi32_epi16(v) emulated::convert<int16_t, __m256i, int32_t, __m512i>(v)
+// Converts all: the mask is only there for GCC 12, which warns of the plain one.
+#undef _mm512_maskz_cvtepi64_epi32
+#define _mm512_maskz_cvtepi64_epi32(k, v) emulated::convert<int32_t, __m256i, int64_t, __m512i>(v)
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps(v) emulated::convert<float, __m512, int32_t, __m512i>(v)
 #undef _mm512_cvtps_pd

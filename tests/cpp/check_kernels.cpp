@@ -219,10 +219,13 @@ int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
 void check_hamming(int64_t m, int64_t n, int64_t w, const std::string& at) {
   auto a = random_bytes(m * w), b = random_bytes(n * w);
   auto out = exact<int32_t>(m * n);
-  hamming_kernels().distance(a.get(), m, b.get(), n, w, out.get());
   bool ok = true;
-  for (int64_t i = 0; i < m * n; ++i) ok &= out[size_t(i)] == distance(a.get() + i / n * w, b.get() + i % n * w, w);
-  expect(ok, "distance " + at);
+  for (bool streaming : {false, true}) {
+    ok = true;
+    hamming_kernels().distance(a.get(), m, b.get(), n, w, out.get(), streaming);
+    for (int64_t i = 0; i < m * n; ++i) ok &= out[size_t(i)] == distance(a.get() + i / n * w, b.get() + i % n * w, w);
+    expect(ok, (streaming ? "streamed distance " : "distance ") + at);
+  }
   for (int64_t k : {int64_t(1), (n + 1) / 2, n}) {
     auto nearest = exact<int32_t>(m * k);
     auto index = exact<int64_t>(m * k);
@@ -334,10 +337,11 @@ int main() {
     set_tuning("matmul.block_tokens", std::nullopt);
     for (int64_t w : {1, 7, 8, 9, 96})
       for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
-    // Every number of registers of a block of b, a token of several chunks, and one too wide for 16-bit distances.
-    for (int64_t w : {33, 64, 97, 128, 150, 300})
-      for (int64_t n : {20, 33, 70, 100, 128, 190}) check_hamming(5, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
-    for (int64_t w : {8191, 8192}) check_hamming(4, 9, w, name + " wide");
+    // Every number of registers of a block of b, a token of several chunks or registers, and those at the widest that
+    // are taken in blocks.
+    for (int64_t w : {33, 56, 63, 64, 65, 97, 128, 150, 300})
+      for (int64_t n : {20, 33, 64, 70, 100, 128, 190, 257}) check_hamming(5, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
+    for (int64_t w : {4096, 4097, 8191, 8192}) check_hamming(4, 13, w, name + " w " + std::to_string(w));
     for (int64_t w : {1, 3, 13, 32, 40})
       for (int64_t length : {0, 1, 2, 3, 8, 17, 40})
         for (int64_t keep : {1, 2, 5, 20, 100})

@@ -84,7 +84,7 @@ Results run_all(const Inputs& in) {
 
   std::vector<int32_t> distances(kTokens * kTokens), nearest(kTokens * 3), slot(kTokens), sizes(kKept);
   std::vector<int64_t> index(kTokens * 3);
-  hamming_kernels().distance(bits.data(), kTokens, bits.data(), kTokens, kW, distances.data());
+  hamming_kernels().distance(bits.data(), kTokens, bits.data(), kTokens, kW, distances.data(), true);
   results.add(distances);
   hamming_kernels().topk(bits.data(), kTokens, bits.data(), kTokens, kW, 3, nearest.data(), index.data());
   results.add(nearest);

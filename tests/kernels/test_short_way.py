@@ -162,6 +162,7 @@ def test_dispatch_modes(dispatched):
 def test_fake_tensors():
     with FakeTensorMode() as mode:
         assert isinstance(bk.pack_bits(torch.empty(3, 20)), FakeTensor)
+        assert not is_short(X)
     assert isinstance(bk.pack_bits(mode.from_tensor(X)), FakeTensor)
 
 
