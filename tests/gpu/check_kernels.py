@@ -175,6 +175,8 @@ def main() -> None:
 
     chosen = arguments.operators.split(",") if arguments.operators else ROWS
     channels = tuple(map(int, arguments.channels.split(","))) if arguments.channels else None
+    if device != "cpu" and torch.cuda.get_device_capability() < (8, 9):
+        WildPicks.float8 = False
     report = {}
     for name in (name for name in operators_of(implementation) if name in chosen):
         dtypes: set = set()

@@ -1,12 +1,13 @@
 """What only a GPU can show: streams, CUDA graphs, a second device. Results are compared with the reference's.
 
-`test_on_gpu.py` runs the checks under pytest; `python -m gpu.launches` without it, and prints {check: {call: why it
-fails, or None}}.
+`test_on_gpu.py` runs the checks under pytest; `python -m gpu.launches cuda` without it, and prints {check: {call: why
+it fails, or None}}. `python -m gpu.launches cpu` prints that of the results alone, in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from functools import partial
 from typing import NamedTuple
@@ -89,6 +90,11 @@ def assert_as_reference(name: str, args: tuple, results: tuple) -> None:
             assert torch.equal(got, expected)
         else:  # signs of values at the mean
             assert float((got != expected).float().mean()) < 1e-3
+
+
+def gives_what_the_reference_gives(backend: str, name: str, example: int, device: str = "cuda") -> None:
+    args = on(device, name, example)
+    assert_as_reference(name, args, call(backend, name, args))
 
 
 def runs_on_the_current_stream(backend: str, name: str, example: int):
@@ -174,7 +180,7 @@ def runs_on_the_device_of_its_arguments(backend: str, name: str, example: int):
 
 
 #: Checks of every call, and those made once.
-EVERY = (runs_on_the_current_stream, does_not_synchronise, can_be_captured_in_a_graph)
+EVERY = (gives_what_the_reference_gives, runs_on_the_current_stream, does_not_synchronise, can_be_captured_in_a_graph)
 ONCE = (a_graph_can_come_first, values_out_of_range_stay_inside_memory)
 
 
@@ -187,10 +193,15 @@ def failure(check, *args) -> str | None:
 
 
 def main() -> None:
-    calls = [call for call in CALLS if call.why_not() is None]
-    every = EVERY if torch.cuda.device_count() < 2 else (*EVERY, runs_on_the_device_of_its_arguments)
-    report = {check.__name__: {str(call): failure(check, *call) for call in calls} for check in every}
-    report |= {check.__name__: {"once": failure(check)} for check in ONCE}
+    if sys.argv[1] == "cpu":
+        calls = [call for call in CALLS if call.backend == "triton"]
+        found = {str(call): failure(gives_what_the_reference_gives, *call, "cpu") for call in calls}
+        report = {gives_what_the_reference_gives.__name__: found}
+    else:
+        calls = [call for call in CALLS if call.why_not() is None]
+        every = EVERY if torch.cuda.device_count() < 2 else (*EVERY, runs_on_the_device_of_its_arguments)
+        report = {check.__name__: {str(call): failure(check, *call) for call in calls} for check in every}
+        report |= {check.__name__: {"once": failure(check)} for check in ONCE}
     print(json.dumps(report))
 
 

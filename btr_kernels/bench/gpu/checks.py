@@ -57,7 +57,7 @@ class Checks:
 
     def launches(self) -> None:
         """Streams, synchronisation, graphs and devices."""
-        self._worker("streams, graphs and devices", "gpu.launches", [], _launch_failures)
+        self._worker("streams, graphs and devices", "gpu.launches", ["cuda"], _launch_failures)
 
     def memory(self, backend: str) -> None:
         """The kernels once under compute-sanitizer, on memory of their own: a caching allocator hides overruns."""
