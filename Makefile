@@ -19,7 +19,11 @@ KERNEL_FLAGS := --threads $(THREADS) $(if $(QUICK),--quick)
 READER_FLAGS := $(if $(QUICK),--shape tiny --passages 4 --passage-length 32 --new-tokens 2)
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-.PHONY: test bench install lint check-all sanitize readme clean
+# The Python of `make gpu`: nothing is installed into it. That of .venv if it is there, else the system's.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_FLAGS ?=
+
+.PHONY: test bench gpu install lint check-all sanitize readme clean
 
 install: $(VENV)/installed
 
@@ -44,6 +48,13 @@ bench: install
 	  $(BIN)/python -m btr_kernels.bench $(KERNEL_FLAGS) --json $(REPORTS)/kernels.json --plots $(REPORTS)
 	$(BIN)/btr bench $(READER_FLAGS) --json $(REPORTS)/reader.json --plot $(REPORTS)/reader.png
 	@echo "Report: $(REPORTS)/kernels.json, $(REPORTS)/reader.json and the plots beside them"
+
+# On a machine with a GPU, offline, with the torch and Triton that are there: builds, checks and measures, and writes
+# benchmarks/results/<gpu>/<date>.json.
+gpu:
+	@$(GPU_PYTHON) -c "import torch" 2> /dev/null || \
+	  { echo "make gpu: $(GPU_PYTHON) has no torch; name one that has: make gpu GPU_PYTHON=..." >&2; exit 2; }
+	$(GPU_PYTHON) -m btr_kernels.bench.gpu $(GPU_FLAGS)
 
 # The kernels in programs of their own: against plain loops under the address and undefined-behaviour sanitizers, and
 # from several threads at once under the thread sanitizer.

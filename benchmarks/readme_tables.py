@@ -4,7 +4,7 @@
     python benchmarks/readme_tables.py --check    # exit code 1 if a page differs from that
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, that of the targets between `<!-- targets: NAME -->`
-and the same; NAME is a file below benchmarks/results/.
+and the same; NAME is a file below benchmarks/results/, or `gpu` for the newest that `make gpu` wrote there.
 
 What stands in the way of a target that is missed is said in benchmarks/notes/shortfalls.json, {NAME: {sentence: [case
 names]}}. Both ways of running fail if a missed target has no entry there, or if an entry belongs to no missed target.
@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from btr_kernels.bench import CASES
+from btr_kernels.bench.gpu import report as gpu
 from btr_kernels.bench.report import FORMAT, duration, number, rate, summary, verdict_cells
 from btr_reader.stages import STAGES
 
@@ -126,11 +127,13 @@ def reader_table(report: dict) -> list[str]:
 
 
 def table(name: str, kind: str = "table") -> str:
-    path = RESULTS / name
-    if not path.is_file():
+    path = gpu.newest(RESULTS) if name == "gpu" else RESULTS / name
+    if path is None or not path.is_file():
         return "Not measured.\n"
     report = json.loads(path.read_text(encoding="utf-8"))
-    if "readers" in report:
+    if name == "gpu":
+        lines = gpu.lines(report)
+    elif "readers" in report:
         lines = reader_table(report)
     elif report["format"] != FORMAT or not report["complete"]:
         raise Inconsistent(f"{name}: expected a complete result of format {FORMAT}")

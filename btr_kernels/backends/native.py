@@ -109,6 +109,8 @@ def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:
 
 
 def _project_prepared(gated, bits, data, factors, bias, token_scale, out) -> None:
+    if factors is not None and data.is_floating_point():  # prepared on a GPU
+        data, factors = data.float() * factors, None
     _native.unpack_matmul(
         bits.contiguous(), data.contiguous(), True, gated, None, _float(factors), _float(bias), _float(token_scale), out
     )

@@ -86,8 +86,13 @@ def _backward(ctx, grad):
 register_autograd("unpack_matmul", _context, _backward)
 
 
-#: How a prepared weight is stored, and the channels that share one of its factors (None: all of them).
-_STORED = {"exact": (_WEIGHTS, None), "fast": ((torch.int16,), BLOCK), "int8": ((torch.int8,), None)}
+#: How a prepared weight may be stored, and the channels that share one of its factors (None: all of them).
+_STORED = {
+    "exact": dict.fromkeys(_WEIGHTS),
+    "fast": {torch.int16: BLOCK, torch.float16: None},
+    "int8": {torch.int8: None},
+    "fp8": {torch.float8_e4m3fn: None},
+}
 
 
 def _unpack_matmul_prepared(
@@ -100,8 +105,8 @@ def _unpack_matmul_prepared(
     out_dtype: torch.dtype,
 ) -> list[Result]:
     checks.is_one_of("precision", precision, tuple(_STORED))
-    dtypes, block = _STORED[precision]
-    _weight("weight", data, bits, dtypes, "(d, N)")
+    _weight("weight", data, bits, tuple(_STORED[precision]), "(d, N)")
+    block = _STORED[precision][data.dtype]
     d, n = data.shape
     if precision == "exact":
         if factors is not None:

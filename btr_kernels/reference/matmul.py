@@ -43,8 +43,8 @@ def unpack_matmul_prepared(
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """The same with weight.T = data (d, N), any scale folded in. Sums of integers count `factors` (blocks, N) each:
-    one block for "int8", one for each BLOCK channels for "fast"."""
+    """The same with weight.T = data (d, N), any scale folded in. Sums count `factors` (blocks, N) each: one for each
+    BLOCK channels of int16 data, else one block."""
     x, data = signs(bits, data.shape[0]), data.float()
     if factors is None:
         y = x @ data

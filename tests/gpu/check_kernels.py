@@ -1,13 +1,14 @@
 """Worker: runs the kernels of one implementation on sampled arguments and compares the results.
 
-`python -m gpu.check_kernels triton|cuda DEVICE` or `python -m gpu.check_kernels emulated LIBRARY`; prints
+`python -m gpu.check_kernels triton|cuda DEVICE` or `python -m gpu.check_kernels emulated LIBRARY`, of all operators and
+channels of `rows.py` or of those given; another --seed gives other values. Prints
 {operator: {"failures": {d: message}, "dtypes": [name]}} with d as text, "huge" for more than 2^31 elements.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from kernels.picks import SPECIAL, STRIDES, Picks, restride
 
 import btr_kernels as bk
 
-from .rows import CHANNELS, LARGE, ROWS, SEEDS, TOKENS
+from .rows import CHANNELS, ROWS, SEEDS, TOKENS, operators_of
 
 Run = Callable[[str, tuple], tuple]
 
@@ -28,6 +29,7 @@ class WildPicks(Picks):
     """Random arguments with special values and strides."""
 
     special = True
+    float8 = True
 
     def floats(self, shape, dtype=None, *, special=True):
         values = super().floats(shape, torch.float64)
@@ -57,10 +59,11 @@ def on_backend(backend: str, device: str) -> Run:
     return run
 
 
-def check(name: str, d: int, run: Run, dtypes: set) -> str | None:
-    for tokens in LARGE.get(d, TOKENS):
-        for seed in range(1 if d in LARGE else SEEDS):
-            args = OPERATORS[name].sample(WildPicks([d, tokens, seed]), tokens, d)
+def check(name: str, d: int, run: Run, dtypes: set, base: int = 0) -> str | None:
+    large = ROWS[name].large
+    for tokens in large.get(d, TOKENS):
+        for seed in range(1 if d in large else SEEDS):
+            args = OPERATORS[name].sample(WildPicks([d, tokens, seed, base] if base else [d, tokens, seed]), tokens, d)
             expected = OPERATORS[name].expect(args)
             try:
                 results = [r.cpu() for r in run(name, args)]
@@ -83,7 +86,8 @@ def untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.
     """Zeros; on the CPU pages take memory when they are first touched (torch.zeros touches all of them)."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, np.uint8)).view(dtype)
+    *rows, last = shape
+    return torch.from_numpy(np.zeros((*rows, last * dtype.itemsize), np.uint8)).view(dtype)
 
 
 def huge_pack_bits(device: str):
@@ -104,14 +108,39 @@ def huge_unpack_bits(device: str):
         yield (bits, d, scale, None, token_scale, torch.float16), expected
 
 
-#: (device) -> arguments, and what the end of the only result must be.
-HUGE = {"pack_bits": huge_pack_bits, "unpack_bits": huge_unpack_bits}
+def huge_binarize(device: str):
+    x = untouched((2**20 + 3, 2056), torch.bfloat16, device)
+    x[-1].copy_(torch.randn(2056))
+    yield (x, "layer", 1e-6, False), bk.reference.binarize(x[-1:], "layer", 1e-6, False)[0]
+
+
+def huge_unpack_matmul(device: str):
+    bits = untouched((2**21 + 3, 4), torch.uint8, device)
+    bits[-1] = torch.arange(4)
+    args = torch.randn(1025, 32).to(device, torch.bfloat16), None, None, None, torch.bfloat16
+    yield (bits, *args), bk.reference.unpack_matmul(bits[-1:], *args)[:, -100:]
+
+
+def huge_hamming_distance(device: str):
+    a, b = untouched((2**15 + 3, 8), torch.uint8, device), untouched((2**16, 8), torch.uint8, device)
+    a[-1], b[-1] = torch.arange(8), 255
+    yield (a, b), bk.reference.hamming_distance(a[-1:], b)[:, -100:]
+
+
+#: (device) -> arguments, and what the end of the first result must be.
+HUGE = {
+    "pack_bits": huge_pack_bits,
+    "unpack_bits": huge_unpack_bits,
+    "binarize": huge_binarize,
+    "unpack_matmul": huge_unpack_matmul,
+    "hamming_distance": huge_hamming_distance,
+}
 
 
 def check_huge(name: str, run: Run, device: str) -> str | None:
     try:
         for args, expected in HUGE[name](device):
-            (result,) = run(name, args)
+            result, *_ = run(name, args)
             assert_exact(name, result.reshape(-1)[-expected.numel() :].cpu(), expected.reshape(-1).cpu())
     except (MemoryError, RuntimeError) as error:
         return f"skip: {error}" if "memory" in f"{type(error)} {error}".lower() else traceback.format_exc()
@@ -122,7 +151,14 @@ def check_huge(name: str, run: Run, device: str) -> str | None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    implementation, where = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("implementation", choices=("triton", "cuda", "emulated"))
+    parser.add_argument("where")
+    parser.add_argument("--operators", help="names with commas between")
+    parser.add_argument("--channels", help="numbers with commas between; then nothing larger is tested")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    implementation, where = arguments.implementation, arguments.where
     if implementation == "emulated":
         from .emulated import Emulator
 
@@ -137,11 +173,18 @@ def main() -> None:
                 with end_of_grid(2):
                     return run(name, args)
 
+    chosen = arguments.operators.split(",") if arguments.operators else ROWS
+    channels = tuple(map(int, arguments.channels.split(","))) if arguments.channels else None
+    if device != "cpu" and torch.cuda.get_device_capability() < (8, 9):
+        WildPicks.float8 = False
     report = {}
-    for name in ROWS:
+    for name in (name for name in operators_of(implementation) if name in chosen):
         dtypes: set = set()
-        failures = {str(d): check(name, d, run, dtypes) for d in (*CHANNELS, *LARGE)}
-        failures["huge"] = check_huge(name, run_huge, device) if name in HUGE else "skip: no case for this operator"
+        ds = channels or (*CHANNELS, *ROWS[name].large)
+        failures = {str(d): check(name, d, run, dtypes, arguments.seed) for d in ds}
+        if not channels:
+            huge = name in HUGE
+            failures["huge"] = check_huge(name, run_huge, device) if huge else "skip: no case for this operator"
         report[name] = {"failures": failures, "dtypes": sorted(str(dtype) for dtype in dtypes)}
     print(json.dumps(report))
 

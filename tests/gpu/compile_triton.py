@@ -1,6 +1,7 @@
 """Worker: compiles the Triton kernels that the examples of `rows.py` launch, for GPUs that need not be there.
 
-`python -m gpu.compile_triton 80 90` prints {operator: {architecture: [opcodes of each launch]}}.
+`python -m gpu.compile_triton 80 90` prints {operator: {architecture: [for each example: [[kernel, instructions] of
+each launch]]}}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from triton.runtime.jit import JITFunction
 
 import btr_kernels as bk
 from btr_kernels.backends import triton as backend
+from btr_kernels.backends.triton import tuning
 
 from .machine_code import kernels
 from .rows import ROWS
@@ -28,7 +30,9 @@ _POINTER = {
     torch.bfloat16: "*bf16",
     torch.bool: "*i1",
     torch.uint8: "*u8",
+    torch.float8_e4m3fn: "*fp8e4nv",
     torch.int8: "*i8",
+    torch.int16: "*i16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -78,17 +82,19 @@ def disassembled(cubin: bytes) -> list[str]:
 
 
 def main() -> None:
-    report = {}
-    for name, row in ROWS.items():
-        recorded = [launch for args in row.examples() for launch in launches(name, args)]
-        report[name] = {}
-        for architecture in sys.argv[1:]:
-            target = GPUTarget("cuda", int(architecture), 32)
-            compiled = [
-                triton.compile(specialised(kernel, arguments), target=target, options=options)
-                for kernel, arguments, options in recorded
-            ]
-            report[name][architecture] = [disassembled(c.asm["cubin"]) for c in compiled]
+    report: dict = {name: {} for name in ROWS}
+    for architecture in sys.argv[1:]:
+        target = GPUTarget("cuda", int(architecture), 32)
+        tuning.architecture = lambda device, chosen=int(architecture): chosen
+        for name, row in ROWS.items():
+            report[name][architecture] = examples = []
+            for example in row.examples():
+                examples.append([])
+                if int(architecture) < example.capability:
+                    continue
+                for kernel, arguments, options in launches(name, example.args):
+                    compiled = triton.compile(specialised(kernel, arguments), target=target, options=options)
+                    examples[-1].append((kernel.fn.__name__, disassembled(compiled.asm["cubin"])))
     print(json.dumps(report))
 
 

@@ -29,8 +29,8 @@ def disassembler(name: str) -> str | None:
 
 
 def instructions(sass: str) -> list[str]:
-    """Opcodes with their modifiers, such as LDG.E.128.CONSTANT, in the order of the listing."""
-    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    """Opcodes with their modifiers and operands, such as LDG.E.128.CONSTANT R4, [R2.64], in the listing's order."""
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*?)\s*;", sass, re.MULTILINE)
 
 
 def kernels(binary: Path) -> dict[str, list[str]]:

@@ -1,58 +1,236 @@
-"""One row per GPU kernel: what a new kernel adds here to get all the tests of this directory.
+"""One row per operator with GPU kernels: what a new kernel adds here to get all the tests of this directory.
 
 Results are tested against the operator's row in `tests/kernels/cases.py`, which also samples the arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT, HALF, BRAIN = FLOATS
+INTEGERS = (torch.int32, torch.int64)
+
+#: A pattern that the instructions of a kernel must contain, or one for each architecture.
+Pattern = str | Mapping[str, str]
 
 #: Vectors of 16 bytes, whatever the cache hints between: the fast path of anything that memory bounds.
 LOADS_128 = r"LDG\.E(\.\w+)*\.128\b"
+ASYNC_128 = r"LDGSTS\.E(\.\w+)*\.128\b"
 STORES_128 = r"STG\.E(\.\w+)*\.128\b"
+#: Tensor cores with the first operand, the bits, in registers. Hopper's also take it from shared memory ("gdesc").
+FLOAT_TILES = {"80": r"^HMMA\.16816", "90": r"^HGMMA\S* R\d+, R\d+, gdesc"}
+FLOAT8_TILES = r"^QGMMA\S* R\d+, R\d+, gdesc"
+INT_TILES = {"80": r"^IMMA\.16832\.S8\.S8", "90": r"^IGMMA\S*\.S8\.S8 R\d+, R\d+, gdesc"}
+#: The tensor cores' instructions for few rows, on both architectures, which take both operands from registers.
+FLOAT_ROWS, INT_ROWS = FLOAT_TILES["80"], INT_TILES["80"]
+
+
+class Example(NamedTuple):
+    """Arguments of the operator that take the fast path, and for each Triton kernel launched what it must contain."""
+
+    args: tuple
+    fast: Mapping[str, tuple[Pattern, ...]]
+    #: Kernels that may not store to shared memory before they have multiplied: bits are expanded in registers.
+    in_registers: tuple[str, ...] = ()
+    #: The least compute capability, in tens.
+    capability: int = 80
 
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel and what its fast path must be made of.
+    """The kernels of an operator and what their fast paths must be made of.
 
     Attributes:
-        examples: () -> argument tuples of the operator that take the fast path, one for each kind of machine code.
-        instructions: patterns, each of which the machine code of every example must contain.
-        cuda: the name of the CUDA kernel of the fast path, of which every instance must contain them too.
+        examples: () -> one for each kind of machine code.
         dtypes: those that the arguments and results of its tests must have covered together.
+        cuda: the name of the CUDA kernel of the fast path, and patterns that every instance of it must contain.
         exact: whether results equal the reference's to the bit; else they are within the operator's tolerance.
+        large: channels and tokens of larger tests, in which the grid strides or a passage takes several blocks.
     """
 
-    examples: Callable[[], list[tuple]]
-    instructions: tuple[str, ...]
-    cuda: str | None
+    examples: Callable[[], list[Example]]
     dtypes: tuple[torch.dtype, ...]
+    cuda: tuple[str, tuple[str, ...]] | None = None
     exact: bool = False
+    large: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: {520: (1000,), 131: (600,)})
 
 
-def _pack_bits() -> list[tuple]:
-    return [(torch.ones(64, 768, dtype=dtype),) for dtype in (*FLOATS, torch.bool)]
+def _bits(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.uint8)
 
 
-def _unpack_bits() -> list[tuple]:
-    bits, ones = torch.zeros(64, 96, dtype=torch.uint8), torch.ones(768)
-    return [(bits, 768, ones, ones, torch.ones(64), dtype) for dtype in FLOATS]
+def _pack_bits() -> list[Example]:
+    return [
+        Example((torch.ones(64, 768, dtype=dtype),), {"_pack_bits": (LOADS_128,)}) for dtype in (*FLOATS, torch.bool)
+    ]
 
+
+def _unpack_bits() -> list[Example]:
+    ones = torch.ones(768)
+    return [
+        Example((_bits(64, 96), 768, ones, ones, torch.ones(64), dtype), {"_unpack_bits": (STORES_128,)})
+        for dtype in FLOATS
+    ]
+
+
+def _binarize() -> list[Example]:
+    return [
+        Example((torch.ones(64, 768, dtype=dtype), norm, 1e-6, True), {"_binarize": (LOADS_128,)})
+        for dtype, norm in ((FLOAT, "layer"), (BRAIN, "rms"), (HALF, "none"))
+    ]
+
+
+def _sign_scale() -> list[Example]:
+    return [
+        Example(
+            (torch.ones(64, 768, dtype=dtype), torch.ones(768), norm, 1e-6, "ste", 2.0),
+            {"_sign_scale": (LOADS_128, STORES_128)},
+        )
+        for dtype, norm in ((FLOAT, "rms"), (BRAIN, "layer"))
+    ]
+
+
+def _sign_scale_backward() -> list[Example]:
+    return [
+        Example(
+            (torch.ones(64, 768, dtype=dtype), torch.ones(64, 768, dtype=dtype), torch.ones(768), norm, 1e-6, *grad),
+            {"_sign_scale_backward": (LOADS_128, STORES_128)},
+        )
+        for dtype, norm, grad in ((FLOAT, "rms", ("ste", 2.0)), (BRAIN, "layer", ("tanh", 1.0)))
+    ]
+
+
+def _unpack_matmul() -> list[Example]:
+    many, few, weight, epilogue = _bits(512, 96), _bits(8, 96), torch.ones(256, 768), (None, None)
+    tiles, rows = (ASYNC_128, FLOAT_TILES, STORES_128), (ASYNC_128, FLOAT_ROWS)
+    terms = {"_terms": (LOADS_128, STORES_128), "_project": tiles}
+    return [
+        *(Example((many, weight.to(t), None, *epilogue, t), {"_project": tiles}, ("_project",)) for t in (BRAIN, HALF)),
+        Example((many, weight, None, *epilogue, FLOAT), terms, ("_project",)),
+        Example((many, weight.to(BRAIN), torch.ones(768), torch.ones(256), torch.ones(512), BRAIN), terms),
+        Example((few, weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": rows}, ("_project",)),
+        Example((few, weight, torch.ones(768), *epilogue, FLOAT), {"_project": rows}),
+    ]
+
+
+def _unpack_matmul_prepared() -> list[Example]:
+    many, few, factors = _bits(512, 96), _bits(8, 96), torch.ones(1, 256)
+    int8 = torch.ones(256, 768, dtype=torch.int8).t()  # (d, N) in the order that prepare_weight chooses on a GPU
+    fast, blocks = torch.ones(768, 256, dtype=torch.int16), torch.ones(12, 256)
+    return [
+        Example(
+            (many, int8, factors, "int8", None, None, BRAIN),
+            {"_project": (ASYNC_128, INT_TILES, STORES_128)},
+            ("_project",),
+        ),
+        Example((few, int8, factors, "int8", None, None, BRAIN), {"_project": (ASYNC_128, INT_ROWS)}, ("_project",)),
+        Example(
+            (many, int8.to(torch.float8_e4m3fn), factors, "fp8", None, None, BRAIN),
+            {"_project": (ASYNC_128, FLOAT8_TILES, STORES_128)},
+            ("_project",),
+            capability=89,
+        ),
+        Example((many, int8.half(), factors, "fast", None, None, FLOAT), {"_project": (ASYNC_128, FLOAT_TILES)}),
+        Example((many, fast, blocks, "fast", None, None, FLOAT), {"_terms": (), "_project": (ASYNC_128, FLOAT_TILES)}),
+        Example((few, fast, blocks, "fast", None, None, FLOAT), {"_project": (FLOAT_ROWS,)}),
+        Example(
+            (many, torch.ones(768, 256, dtype=BRAIN), None, "exact", None, None, BRAIN),
+            {"_project": (FLOAT_TILES, STORES_128)},
+        ),
+    ]
+
+
+def _hamming_distance() -> list[Example]:
+    return [
+        Example((_bits(256, 96), _bits(256, 96)), {"_hamming_distance": (INT_ROWS, STORES_128)}, ("_hamming_distance",))
+    ]
+
+
+def _hamming_topk() -> list[Example]:
+    return [
+        Example((_bits(256, 96), _bits(256, 96), 4), {"_hamming_distance": (INT_ROWS, STORES_128)}),
+        Example((_bits(1, 96), _bits(256, 96), 4), {"_few_rows": (LOADS_128, r"^POPC")}),
+    ]
+
+
+def _match_tokens() -> list[Example]:
+    offsets = torch.arange(0, 513, 128)
+    fast = {"_nearest": (INT_ROWS,), "_finish": (INT_ROWS,)}
+    return [
+        Example((_bits(512, 96), torch.full((4,), 64), None, offsets), fast),
+        Example((_bits(4, 128, 96), torch.full((4,), 64), torch.full((4,), 100), None), fast, ("_nearest",)),
+    ]
+
+
+def _slots() -> torch.Tensor:
+    return (torch.arange(128, dtype=torch.int32) // 2).repeat(4, 1)
+
+
+def _merge_bits() -> list[Example]:
+    return [Example((_bits(4, 128, 96), _slots(), None, 64, None, None), {"_sort": (), "_merge_bits": ()})]
+
+
+def _merge_tokens() -> list[Example]:
+    return [
+        Example(
+            (torch.ones(4, 128, 768, dtype=dtype), _slots(), None, 64, None, None),
+            {"_sort": (), "_merge_tokens": (LOADS_128, STORES_128)},
+        )
+        for dtype in (FLOAT, BRAIN)
+    ]
+
+
+def _merge_tokens_backward() -> list[Example]:
+    sizes = torch.full((4, 64), 2, dtype=torch.int32)
+    return [
+        Example(
+            (torch.ones(4, 64, 768, dtype=dtype), _slots(), None, sizes, None, None),
+            {"_merge_tokens_backward": (LOADS_128, STORES_128)},
+        )
+        for dtype in (FLOAT, BRAIN)
+    ]
+
+
+_UINT8 = torch.uint8
+_WIDE = {131: (200,), 5000: (3,)}  # several programs; rows that a program reads in parts
+_FEW_TOKENS = {24: (300,)}  # the definitions of matching take seconds for more
 
 ROWS = {
-    "pack_bits": Row(_pack_bits, (LOADS_128,), "pack_sequence", (*FLOATS, torch.bool, torch.uint8), exact=True),
-    "unpack_bits": Row(_unpack_bits, (STORES_128,), "unpack_vectors", (*FLOATS, torch.uint8), exact=True),
+    "pack_bits": Row(_pack_bits, (*FLOATS, torch.bool, _UINT8), ("pack_sequence", (LOADS_128,)), exact=True),
+    "unpack_bits": Row(_unpack_bits, (*FLOATS, _UINT8), ("unpack_vectors", (STORES_128,)), exact=True),
+    "binarize": Row(_binarize, (*FLOATS, _UINT8), large=_WIDE),
+    "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
+    "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),
+    "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
+    "unpack_matmul_prepared": Row(
+        _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn)
+    ),
+    "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5)], (*FLOATS, _UINT8), large={131: (600,)}),
+    "unpack_geglu_prepared": Row(
+        lambda: _unpack_matmul_prepared()[:5],
+        (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),
+        large={131: (600,)},
+    ),
+    "hamming_distance": Row(_hamming_distance, (_UINT8, torch.int32), exact=True, large={131: (600,)}),
+    "hamming_topk": Row(_hamming_topk, (_UINT8, *INTEGERS), exact=True),
+    "match_tokens": Row(_match_tokens, (_UINT8, *INTEGERS), exact=True, large=_FEW_TOKENS),
+    "merge_bits": Row(_merge_bits, (_UINT8, *INTEGERS), exact=True, large={131: (300,)}),
+    "merge_tokens": Row(_merge_tokens, (*FLOATS, *INTEGERS), large={131: (300,)}),
+    "merge_tokens_backward": Row(_merge_tokens_backward, (*FLOATS, *INTEGERS), large={131: (300,)}),
 }
 
 #: Channels at the boundaries of bytes, words, vectors, warp tiles and Triton tiles.
 CHANNELS = (1, 7, 8, 9, 24, 31, 33, 100, 127, 128, 129, 256, 264, 384, 768, 1000, 1024)
-#: Tokens for each of them. The last sizes make the grid stride, on the emulator too.
+#: Tokens for each of them.
 TOKENS = (0, 1, 33)
-LARGE = {520: (1000,), 131: (600,)}
 SEEDS = 2
+
+
+def operators_of(implementation: str) -> list[str]:
+    """The operators that an implementation ("triton", "cuda", with or without "-interpreted" and the like) has."""
+    return [name for name in ROWS if not implementation.startswith(("cuda", "emulated")) or ROWS[name].cuda]

@@ -1,10 +1,12 @@
-"""What the kernels compile to, for GPUs that need not be there: 16-byte accesses on the fast paths, no spills."""
+"""What the kernels compile to, for GPUs that need not be there: 16-byte accesses on the fast paths, tensor cores that
+take the bits from registers, no spills."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -12,7 +14,7 @@ import pytest
 
 from . import workers
 from .machine_code import LOCAL_MEMORY, disassembler, instructions, kernels, nvcc
-from .rows import ROWS
+from .rows import FLOAT_TILES, LOADS_128, ROWS, Pattern
 
 CSRC = workers.ROOT / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
@@ -25,15 +27,24 @@ needs_disassembler = pytest.mark.skipif(
 )
 
 
-def assert_fast(name: str, kernel: str, opcodes: list[str]) -> None:
-    listing = "\n".join(opcodes)
-    for pattern in ROWS[name].instructions:
-        assert re.search(pattern, listing), f"{kernel} has no {pattern}: {sorted(set(opcodes))}"
+def assert_fast(kernel: str, patterns: Sequence[Pattern], architecture: str, found: list[str]) -> None:
+    listing = "\n".join(found)
+    for pattern in patterns:
+        pattern = pattern if isinstance(pattern, str) else pattern[architecture]
+        opcodes = sorted({instruction.split()[0] for instruction in found})
+        assert re.search(pattern, listing, re.MULTILINE), f"{kernel} has no {pattern}: {opcodes}"
 
 
-def assert_no_local_memory(kernel: str, opcodes: list[str]) -> None:
-    assert opcodes, f"{kernel}: nothing was disassembled"
-    used = [opcode for opcode in opcodes if re.match(LOCAL_MEMORY, opcode)]
+def assert_expands_in_registers(kernel: str, found: list[str]) -> None:
+    """Expanded bits that went through shared memory would be stored there before the last multiplication."""
+    last = max(i for i, instruction in enumerate(found) if re.match(r"\w*MMA\.\d", instruction))
+    stored = [instruction for instruction in found[:last] if re.match(r"STS|STSM", instruction)]
+    assert not stored, f"{kernel} stores operands to shared memory: {stored}"
+
+
+def assert_no_local_memory(kernel: str, found: list[str]) -> None:
+    assert found, f"{kernel}: nothing was disassembled"
+    used = [instruction for instruction in found if re.match(LOCAL_MEMORY, instruction)]
     assert not used, f"{kernel} spills registers or indexes local arrays: {used}"
 
 
@@ -52,12 +63,13 @@ def test_cuda(source, architecture, tmp_path):
     if not (disassembler("cuobjdump") and disassembler("nvdisasm")):
         pytest.skip("compiled, but there is no disassembler to look at the result")
     found = kernels(cubin)
-    for kernel, opcodes in found.items():
-        assert_no_local_memory(kernel, opcodes)
-    fast = {kernel: opcodes for kernel, opcodes in found.items() if ROWS[source.stem].cuda in kernel}
-    assert fast, f"no kernel {ROWS[source.stem].cuda} among {list(found)}"
-    for kernel, opcodes in fast.items():
-        assert_fast(source.stem, kernel, opcodes)
+    for kernel, listing in found.items():
+        assert_no_local_memory(kernel, listing)
+    name, patterns = ROWS[source.stem].cuda
+    fast = {kernel: listing for kernel, listing in found.items() if name in kernel}
+    assert fast, f"no kernel {name} among {list(found)}"
+    for kernel, listing in fast.items():
+        assert_fast(kernel, patterns, architecture.removeprefix("sm_").removesuffix("a"), listing)
 
 
 @cache
@@ -76,11 +88,15 @@ def test_triton(name, architecture):
     report = _compiled_triton()
     if isinstance(report, Exception):
         raise report
-    launches = report[name][architecture]
-    assert len(launches) >= len(ROWS[name].examples())
-    for i, opcodes in enumerate(launches):
-        assert_no_local_memory(f"launch {i}", opcodes)
-        assert_fast(name, f"launch {i}", opcodes)
+    for example, launches in zip(ROWS[name].examples(), report[name][architecture], strict=True):
+        if int(architecture) < example.capability:
+            continue
+        assert {kernel for kernel, _ in launches} == set(example.fast)
+        for kernel, found in launches:
+            assert_no_local_memory(kernel, found)
+            assert_fast(kernel, example.fast[kernel], architecture, found)
+            if kernel in example.in_registers:
+                assert_expands_in_registers(kernel, found)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -98,10 +114,23 @@ def test_the_checks_can_fail():
         /*0080*/               @P0 EXIT ;                              /* 0x000000000000094d */
         /*0090*/              @!P1 LDG.E.64.CONSTANT R4, [R2.64] ;     /* 0x0000000402047981 */
         /*00a0*/                   STL [R1], R4 ;                      /* 0x0000000401007387 */
+        /*00b0*/                   STS [R1], R4 ;                      /* 0x0000000401007388 */
+        /*00c0*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
     """
-    opcodes = instructions(listing)
-    assert opcodes == ["ISETP.GE.AND", "EXIT", "LDG.E.64.CONSTANT", "STL"]
+    found = instructions(listing)
+    assert found == [
+        "ISETP.GE.AND P0, PT, R0, R3, PT",
+        "EXIT",
+        "LDG.E.64.CONSTANT R4, [R2.64]",
+        "STL [R1], R4",
+        "STS [R1], R4",
+        "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24",
+    ]
     with pytest.raises(AssertionError, match="spills"):
-        assert_no_local_memory("k", opcodes)
+        assert_no_local_memory("k", found)
     with pytest.raises(AssertionError, match="has no"):
-        assert_fast("pack_bits", "k", opcodes)
+        assert_fast("k", (LOADS_128,), "90", found)
+    with pytest.raises(AssertionError, match="has no"):
+        assert_fast("k", (FLOAT_TILES,), "90", found)
+    with pytest.raises(AssertionError, match="to shared memory"):
+        assert_expands_in_registers("k", found)

@@ -232,8 +232,15 @@ def _finite(values):
 
 def _unpack_matmul_prepared(picks, tokens, d):
     shape, n = leading(picks, tokens), _columns(picks)
-    precision = picks.choice(("exact", "fast", "int8"))
-    if precision == "exact":
+    precision = picks.choice(("exact", "fast", "int8", *(("fp8",) if picks.float8 else ())))
+    if precision == "fp8" or (precision == "fast" and picks.choice((False, True))):  # as prepared on a GPU
+        dtype = torch.float8_e4m3fn if precision == "fp8" else torch.float16
+        data = picks.floats((d, n), torch.float32, special=False).to(dtype)
+        factors = picks.floats((1, n), torch.float32, special=False)
+        if precision == "fp8":  # tensor cores add float8 products with fewer bits than float32 has
+            bias, token_scale, _ = _epilogue(picks, shape, n)
+            return picks.bits((*shape, bytes_for(d))), data, factors, precision, bias, token_scale, torch.bfloat16
+    elif precision == "exact":
         data, factors = picks.floats((d, n)), None
     elif precision == "fast":
         # The absolute values of the 64 channels of a block sum to less than 2^15.
@@ -246,7 +253,7 @@ def _unpack_matmul_prepared(picks, tokens, d):
 def _unpack_matmul_prepared_terms(bits, data, factors, precision, bias, token_scale, out_dtype):
     weight = data.T.astype(np.float64)
     if factors is not None:
-        weight = weight * np.repeat(factors, len(data) if precision == "int8" else 64, axis=0)[: len(data)].T
+        weight = weight * np.repeat(factors, len(data) if len(factors) == 1 else 64, axis=0)[: len(data)].T
     return _unpack_matmul_terms(bits, weight, None, bias, token_scale, out_dtype)
 
 
@@ -255,7 +262,10 @@ def _gated(sample):
 
     def twice(picks, tokens, d):
         def double(tensor, dim):
-            return None if tensor is None else torch.cat([tensor, tensor.flip(dim)], dim)
+            if tensor is None:
+                return None
+            plain = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+            return torch.cat([plain, plain.flip(dim)], dim).view(tensor.dtype)
 
         bits, weight, *middle, bias, token_scale, out_dtype = sample(picks, tokens, d)
         prepared = len(middle) == 2

@@ -153,7 +153,7 @@ def unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype=None):
 def unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype=None):
     if factors is None:
         return unpack_matmul(bits, data.T.astype(np.float64), None, bias, token_scale)
-    block = len(data) if precision == "int8" else 64
+    block = len(data) if len(factors) == 1 else 64
     sums = 0
     for i, row in enumerate(factors.astype(np.float64)):
         # The other channels count nothing.

@@ -1,4 +1,4 @@
-"""Where the arguments of a test come from: a seeded generator, or Hypothesis with special values and strides.
+"""Where the arguments of a test come from: a seeded generator, or Hypothesis (`hypothesis_picks.py`).
 
 The samplers of `cases` are written once against `Picks`, and serve both.
 """
@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 1e-40, -6e-8, 3e38, -3e38, 65504.0, 1.0, -1.0)
@@ -35,6 +34,8 @@ class Picks:
 
     #: Whether floats may be infinite, NaN or huge; samplers leave those out where their order of evaluation is free.
     special = False
+    #: Whether weights may be float8, for which PyTorch itself, opcheck included, has few operators.
+    float8 = False
 
     def __init__(self, seed: int = 0):
         self.random = np.random.default_rng(seed)
@@ -66,32 +67,3 @@ class Picks:
 
     def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
-
-
-class HypothesisPicks(Picks):
-    """Arguments that Hypothesis draws and shrinks; bulk values come from a seed that it draws."""
-
-    special = True
-
-    def __init__(self, draw):
-        super().__init__(draw(st.integers(0, 2**32 - 1), label="seed"))
-        self.draw = draw
-
-    def integer(self, low, high):
-        return self.draw(st.integers(low, high))
-
-    def choice(self, options):
-        return self.draw(st.sampled_from(options))
-
-    def floats(self, shape, dtype=None, *, special=True):
-        dtype = dtype or self.choice(FLOATS)
-        values = torch.from_numpy(self.random.standard_normal(tuple(shape)))
-        values *= self.choice((1.0, 1e-3, 1e3)) if special else 1.0
-        if special and values.numel():
-            where = st.integers(0, values.numel() - 1)
-            for index, value in self.draw(st.lists(st.tuples(where, st.sampled_from(SPECIAL)), max_size=6)):
-                values.view(-1)[index] = value
-        return self.laid_out(values.to(dtype))
-
-    def laid_out(self, tensor):
-        return restride(tensor, self.choice(STRIDES))

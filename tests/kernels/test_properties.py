@@ -7,8 +7,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from .cases import OPERATORS
+from .hypothesis_picks import HypothesisPicks
 from .implementations import has, implementations, running
-from .picks import HypothesisPicks
 
 
 @pytest.mark.parametrize("name", OPERATORS)

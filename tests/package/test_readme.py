@@ -54,6 +54,20 @@ def test_a_table_without_results_says_so(tables):
     assert tables.table("nothing.json") == "Not measured.\n"
 
 
+def test_the_table_of_the_gpu_is_that_of_the_newest_run(tables, tmp_path):
+    assert tables.table("gpu") == "Not measured.\n"
+    report = {
+        "format": "gpu-1", "complete": True, "command": "make gpu", "date": "2026-01-01", "gpu": "A GPU",
+        "versions": {"torch": "2", "triton": "3", "cuda": "13"}, "backend": "auto", "checks": {}, "limits": {},
+        "rows": [], "reader": {}, "not_measured": {},
+    }  # fmt: skip
+    for gpu, date in (("a", "2026-01-02"), ("b", "2026-01-01")):
+        (tmp_path / "results" / gpu).mkdir()
+        (tmp_path / "results" / gpu / "r.json").write_text(json.dumps({**report, "date": date, "gpu": gpu}))
+    assert tables.table("gpu").startswith("`make gpu` on a, 2026-01-02")
+    assert tables.table("gpu").endswith("From `results/a/r.json`.\n")
+
+
 def verdict(value, target=2.0):
     short = max(0.0, 100 * (1 - value / target))
     return {

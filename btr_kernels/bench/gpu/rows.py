@@ -1,0 +1,283 @@
+"""The rows of the GPU table: an operator at one size, its peers, its limit and its targets.
+
+A row runs on any device, so that tests run small ones on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ... import hamming, matmul, reference
+from ...bits import binarize, pack_bits, unpack_bits
+from ...merging import match_tokens, merge_bits
+from ..case import Target
+
+Inputs = SimpleNamespace
+Run = Callable[[Inputs], object]
+
+CUBLAS = "cuBLAS bf16, unpacked before"
+UNPACK_CUBLAS = "torch unpack + cuBLAS bf16"
+CUBLAS_FLOAT = "cuBLAS float32, unpacked before"
+EAGER, COMPILED = "torch eager", "torch.compile"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """An operator at one size.
+
+    Attributes:
+        name: unique.
+        make: (generator, device) -> a set of inputs, outputs included.
+        ours: the operator on such a set, under the backend in force; what it returns is compared with `expected`.
+        expected: the same by the reference.
+        peers: other ways to the same result, or to less of it, by name.
+        bytes: that a call must move if every operand is moved once.
+        operations: of the definition, a multiply-add counting 2, bounded by the rate of `arithmetic`.
+        arithmetic: "bfloat16" or "float32": the measured matmul that the operations are compared with.
+        tolerance: largest relative Frobenius error against `expected`; 0 for integers.
+        targets: a ratio to one of `peers`, or without peers the part of the limit.
+        needs: the least compute capability, in tens.
+    """
+
+    name: str
+    make: Callable[[torch.Generator, torch.device], Inputs]
+    ours: Run
+    expected: Run
+    peers: Mapping[str, Run]
+    bytes: int
+    operations: int = 0
+    arithmetic: str = "bfloat16"
+    tolerance: float = 0.0
+    targets: tuple[Target, ...] = ()
+    needs: int = field(default=0, kw_only=True)
+
+    def verify(self, inputs: Inputs) -> None:
+        """Raise AssertionError unless ours gives what the reference gives."""
+        for got, expected in zip(_tensors(self.ours(inputs)), _tensors(self.expected(inputs)), strict=True):
+            assert got.shape == expected.shape, f"{self.name}: {tuple(got.shape)}, expected {tuple(expected.shape)}"
+            if got.is_floating_point():
+                norm = torch.linalg.vector_norm(expected.double())
+                error = float(torch.linalg.vector_norm(got.double() - expected.double()) / norm.clamp(min=1e-30))
+            else:
+                error = float((got != expected).double().mean())
+            assert error <= self.tolerance, f"{self.name}: error {error:.3g}, allowed is {self.tolerance:.3g}"
+
+
+def _tensors(value: object) -> list[Tensor]:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return [v for v in values if isinstance(v, Tensor)]
+
+
+def _normal(generator: torch.Generator, device: torch.device, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+
+def _bits(generator: torch.Generator, device: torch.device, *shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, generator=generator, device=device, dtype=torch.uint8)
+
+
+def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets: tuple[Target, ...]) -> Row:
+    """`unpack_matmul`; precision "plain" is the weight as it is."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        bits = _bits(generator, device, m, d // 8)
+        weight = _normal(generator, device, n, d, dtype=dtype)
+        peer = torch.bfloat16 if dtype != torch.float32 else torch.float32
+        return Inputs(
+            bits=bits,
+            weight=weight,
+            used=weight if precision == "plain" else matmul.prepare_weight(weight, precision=precision),
+            unpacked=reference.signs(bits, d, peer),
+            peer_weight=weight.to(peer).t(),
+            out=torch.empty(m, n, dtype=dtype, device=device),
+            peer_out=torch.empty(m, n, dtype=peer, device=device),
+        )
+
+    def unpack_then_matmul(i: Inputs) -> Tensor:
+        return torch.matmul(reference.signs(i.bits, d, i.peer_weight.dtype), i.peer_weight, out=i.peer_out)
+
+    float32 = dtype == torch.float32
+    peers: dict[str, Run] = {
+        CUBLAS_FLOAT if float32 else CUBLAS: lambda i: torch.matmul(i.unpacked, i.peer_weight, out=i.peer_out)
+    }
+    if precision == "plain":
+        peers["torch unpack + cuBLAS float32" if float32 else UNPACK_CUBLAS] = unpack_then_matmul
+    stored = {"int8": 1, "fp8": 1, "fast": 2}.get(precision, dtype.itemsize)
+    # What rounding the result leaves, or the precision if that is worse.
+    tolerance = {"fast": 1e-3, "int8": 1.5e-2, "fp8": 4e-2}.get(precision, 1e-6 if float32 else 4e-3)
+    return Row(
+        f"unpack_matmul {precision} {str(dtype)[6:]}, {m} x {d} -> {n}",
+        make,
+        lambda i: matmul.unpack_matmul(i.bits, i.used, out=i.out),
+        lambda i: reference.unpack_matmul(i.bits, i.weight, None, None, None, dtype),
+        peers,
+        bytes=m * d // 8 + stored * n * d + dtype.itemsize * m * n,
+        operations=2 * m * n * d,
+        arithmetic="float32" if float32 and precision == "plain" else "bfloat16",
+        tolerance=tolerance,
+        targets=targets,
+        needs=89 if precision == "fp8" else 0,
+    )
+
+
+#: Of the copy bandwidth.
+_STREAMING = (Target(0.85, 0.95),)
+
+
+def pack(dtype: torch.dtype, m: int, d: int) -> Row:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        out = torch.empty(m, d // 8, dtype=torch.uint8, device=device)
+        return Inputs(x=_normal(generator, device, m, d, dtype=dtype), out=out)
+
+    return Row(
+        f"pack_bits {str(dtype)[6:]}, {m} x {d}",
+        make,
+        lambda i: pack_bits(i.x, out=i.out),
+        lambda i: reference.pack_bits(i.x),
+        {EAGER: lambda i: reference.pack_bits(i.x)},
+        bytes=m * d * dtype.itemsize + m * d // 8,
+        targets=_STREAMING,
+    )
+
+
+def unpack(dtype: torch.dtype, m: int, d: int) -> Row:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        scale = torch.rand(d, generator=generator, device=device)
+        return Inputs(
+            bits=_bits(generator, device, m, d // 8), scale=scale, out=torch.empty(m, d, dtype=dtype, device=device)
+        )
+
+    def eager(i: Inputs) -> Tensor:
+        return reference.unpack_bits(i.bits, d, i.scale, None, None, dtype)
+
+    return Row(
+        f"unpack_bits {str(dtype)[6:]} with scale, {m} x {d}",
+        make,
+        lambda i: unpack_bits(i.bits, d, i.scale, dtype=dtype, out=i.out),
+        eager,
+        {EAGER: eager},
+        bytes=m * d * dtype.itemsize + m * d // 8,
+        tolerance=1e-7,
+        targets=_STREAMING,
+    )
+
+
+def normalised(norm: str, dtype: torch.dtype, m: int, d: int) -> Row:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        return Inputs(x=_normal(generator, device, m, d, dtype=dtype))
+
+    def eager(i: Inputs) -> tuple[Tensor, Tensor]:
+        return reference.binarize(i.x, norm, 1e-6, True)
+
+    return Row(
+        f"binarize {norm} {str(dtype)[6:]} with magnitude, {m} x {d}",
+        make,
+        lambda i: binarize(i.x, norm, return_magnitude=True),
+        eager,
+        {EAGER: eager},
+        bytes=m * d * dtype.itemsize + m * d // 8 + 4 * m,
+        tolerance=1e-5,  # values at the mean may go either way
+        targets=_STREAMING,
+    )
+
+
+def matched(passages: int, tokens: int, d: int, kept: int, compiler: bool) -> Row:
+    """Matching and the majority vote; the peer starts from signs that are unpacked already and ends with bfloat16.
+    Compiling it takes tens of seconds a size, so not every row has it."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        bits = _bits(generator, device, passages, tokens, d // 8)
+        return Inputs(bits=bits, unpacked=reference.signs(bits, d, torch.bfloat16))
+
+    def ours(i: Inputs) -> tuple[Tensor, ...]:
+        plan = match_tokens(i.bits, kept)
+        return plan.slot, *merge_bits(i.bits, plan)
+
+    def expected(i: Inputs) -> tuple[Tensor, ...]:
+        keep = torch.full((passages,), kept, device=i.bits.device)
+        slot, _ = reference.match_tokens(i.bits, keep, None, None)
+        return slot, *reference.merge_bits(i.bits, slot, None, kept, None, None)
+
+    compiled: list[Run] = []
+
+    def by_compiler(i: Inputs) -> object:
+        if not compiled:
+            compiled.append(torch.compile(_match_and_merge))
+        return compiled[0](i.unpacked, kept)
+
+    return Row(
+        f"match_tokens + merge_bits, {passages} x {tokens} x {d} bits to {kept}",
+        make,
+        ours,
+        expected,
+        {EAGER: lambda i: _match_and_merge(i.unpacked, kept), **({COMPILED: by_compiler} if compiler else {})},
+        bytes=passages * (2 * tokens + kept) * d // 8,
+        operations=2 * passages * (tokens // 2) * (tokens - tokens // 2) * d,
+        targets=(Target(10, 20, (EAGER,)), *((Target(4, 8, (COMPILED,)),) if compiler else ())),
+    )
+
+
+def _match_and_merge(x: Tensor, kept: int) -> Tensor:
+    """One round of bipartite soft matching on +-1 tokens (B, n, d) as a PyTorch user writes it: bmm, max, a sort by
+    similarity, index_add."""
+    batch, n, d = x.shape
+    a, b = x[:, 0::2], x[:, 1::2]
+    similarity, best = torch.bmm(a, b.transpose(1, 2)).max(-1)
+    order = similarity.argsort(dim=-1, descending=True, stable=True)
+    merged = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, order[:, : n - kept], True)
+    stays = torch.ones(batch, n, dtype=torch.bool, device=x.device)
+    stays[:, 0::2] = ~merged
+    position = stays.cumsum(1) - 1
+    position[:, 0::2] = torch.where(merged, position.gather(1, 2 * best + 1), position[:, 0::2])
+    row = (position + kept * torch.arange(batch, device=x.device)[:, None]).flatten()
+    sums = torch.zeros(batch * kept, d, dtype=x.dtype, device=x.device).index_add_(0, row, x.flatten(0, 1))
+    return torch.where(sums >= 0, 1.0, -1.0).to(x.dtype).view(batch, kept, d)
+
+
+def distances(m: int, n: int, d: int) -> Row:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        a, b = _bits(generator, device, m, d // 8), _bits(generator, device, n, d // 8)
+        out = torch.empty(m, n, dtype=torch.int32, device=device)
+        signs = [reference.signs(t, d, torch.bfloat16) for t in (a, b)]
+        return Inputs(a=a, b=b, out=out, signs_a=signs[0], signs_b=signs[1].t())
+
+    return Row(
+        f"hamming_distance, {m} x {n} x {d} bits",
+        make,
+        lambda i: hamming.hamming_distance(i.a, i.b, out=i.out),
+        lambda i: reference.hamming_distance(i.a, i.b),
+        {CUBLAS: lambda i: i.signs_a @ i.signs_b},
+        bytes=(m + n) * d // 8 + 4 * m * n,
+        operations=2 * m * n * d,
+    )
+
+
+def all_rows() -> list[Row]:
+    """Every row of the table, those with targets first."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    plain = (Target(1.0, 1.1, (CUBLAS,)), Target(2, 3, (UNPACK_CUBLAS,)))
+    narrow, few = (Target(1.5, 1.9, (CUBLAS,)),), (Target(1.2, 1.8, (CUBLAS,)),)
+    sizes = ((8192, 2048, 768), (8192, 2816, 1024), (65536, 2048, 768))
+    rows = [project("plain", bf16, *size, plain) for size in sizes]
+    rows += [project(precision, bf16, *size, narrow) for precision in ("int8", "fp8") for size in sizes[:2]]
+    rows += [project("plain", fp32, *sizes[0], (Target(3, 4, (CUBLAS_FLOAT,)),))]
+    rows += [project("fast", fp32, *sizes[0], (Target(6, 10, (CUBLAS_FLOAT,)),))]
+    rows += [project("int8", bf16, m, 2048, 768, few) for m in (1, 8, 16, 64)]
+    rows += [pack(dtype, 262144, 768) for dtype in (bf16, fp32)]
+    rows += [unpack(dtype, 262144, 768) for dtype in (bf16, fp32)]
+    rows += [normalised(norm, bf16, 262144, 768) for norm in ("rms", "layer")]
+    sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
+    rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
+    return [*rows, distances(2048, 2048, 768), distances(16384, 16384, 768)]
+
+
+def sets_past(cache: int, row: Row, room: int) -> int:
+    """How many sets of inputs together exceed the cache four times, within `room` bytes of memory (inputs of peers
+    are up to 16 times larger) and 128 sets."""
+    return max(1, min(128, math.ceil(4 * cache / row.bytes), room // (20 * row.bytes)))
