@@ -1,5 +1,5 @@
-// Temporary memory of one kernel call: little of it lies in the object itself, on the stack, since an allocation is what
-// matching or merging a few tokens costs. Out of line and untemplated on purpose: an inline std::vector in a file
+// Temporary memory of one kernel call. Little of it lies in the object itself, on the stack, since allocations are much
+// of what matching or merging a few tokens costs. Out of line and untemplated on purpose: an inline std::vector in a file
 // compiled with AVX2 flags could be the copy that the linker keeps for everybody.
 #pragma once
 

@@ -1,15 +1,15 @@
 // Distances of rows of a to 64 rows of b at once by AVX-512's population count (VPOPCNTDQ), a register of 64-bit words
 // of 8 rows. No sum ever crosses lanes: blocks of b are transposed, word by word, and a's words are broadcast.
 //
-// What is counted. An xor, a count and an add for every word would be 3 operations for 512 pairs of channels. Two words x
-// and y of a pair and the parity s of those before them are three bits a channel: their sum is the new parity and a carry
-// of weight 2, so that one count does for two words, and one more for the last parity. Both tokens are stored as
+// What is counted. An xor, a count and an add for every word would be 3 operations for 512 pairs of channels. Two words
+// x and y of a pair and the parity s of those before them are three bits a channel: their sum is the new parity and a
+// carry of weight 2, so that one count does for two words, and one more for the last parity. Both tokens are stored as
 // running xors A and B of their words; then s, x and y come from three of the values p = A ^ B, the new parity is the
 // third of them, and the carry is a function of the three: one vpternlog. That makes 5 operations for 1024 pairs of
 // channels, one of them on the two ports that count.
 //
-// Cost. On four vector ports 819 pairs of channels a cycle at best; the loads, 12 for 40 operations, keep up. Transposing
-// b costs as much as about 3 rows of a and is paid once for up to 512.
+// Cost. On four vector ports 819 pairs of channels a cycle at best; the loads, 12 for 40 operations, keep up.
+// Transposing b costs as much as about 3 rows of a and is paid once for up to 512.
 #pragma once
 
 #include <immintrin.h>
@@ -88,7 +88,8 @@ inline void keep_in_register(__m512i& v) {
 
 // Distances of two rows of a to 8 * kRegisters rows of a block.
 template <int kRegisters>
-inline void count_block(const uint64_t* const a[kRowsAtOnce], const uint64_t* words, int64_t count, int32_t* const out[]) {
+inline void count_block(const uint64_t* const a[kRowsAtOnce], const uint64_t* words, int64_t count,
+                        int32_t* const out[kRowsAtOnce]) {
   __m512i parity[kRegisters][kRowsAtOnce], carries[kRegisters][kRowsAtOnce];
 #pragma GCC unroll 4
   for (int r = 0; r < kRegisters; ++r)

@@ -61,7 +61,7 @@ inline void write_sorted(Candidate* from, Candidate* spare, int64_t k, int32_t f
 // them is the new bound: equal distances that come later lose, as their index is higher.
 inline void topk(const uint8_t* a, int64_t m, const uint8_t* b, int64_t n, int64_t w, int64_t k, int32_t* distances,
                  int64_t* indices) {
-  constexpr int64_t kSpare = 256, kBytes = 1024 * 1024, kMostRows = 256;
+  constexpr int64_t kSpare = 64, kBytes = 1024 * 1024, kMostRows = 256;
   const int64_t twice = k + (k > kSpare ? k : kSpare), room = twice < n ? twice : n;
   const int64_t fit = kBytes / (room * int64_t(sizeof(Candidate))) / 2 * 2;
   int64_t at_once = fit < 2 ? 2 : fit < kMostRows ? fit : kMostRows;

@@ -9,7 +9,8 @@ namespace btr::BTR_ISA_NAMESPACE {
 
 // One round on m tokens: slots of the `m` tokens among the m - merges that stay. Meanwhile m tokens at `following` are
 // prefetched.
-inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot, const uint8_t* following) {
+inline void match_round(const uint8_t* bits, int64_t m, int64_t w, int64_t merges, int32_t* slot,
+                        const uint8_t* following) {
   const int64_t pairs = (m + 1) / 2;
   Scratch scratch;
   int32_t* best = scratch.get<int32_t>(2 * pairs);

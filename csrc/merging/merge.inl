@@ -50,8 +50,8 @@ inline void prefetch(const void* line) { __builtin_prefetch(line); }
 
 // --- Majority
 
-// A register of channels. Counts are bit-sliced: plane p holds bit p of the counts of all channels, so that adding a vote
-// is a carry that ripples through ands and xors.
+// A register of channels. Counts are bit-sliced: plane p holds bit p of the counts of all channels, so that adding a
+// vote is a carry that ripples through ands and xors.
 #ifdef __AVX512BW__
 constexpr int64_t kWordBytes = 64;
 #else
@@ -167,8 +167,8 @@ inline void vote(const Votes& votes, int64_t w, uint8_t* out) {
   }
 }
 
-// The rows that one token decides: it is the result of one token, and of two the larger is: equal ones agree or tie, and a
-// tie takes the earliest token's bit. Most rows are of this kind; the others are copied alike, to keep this loop free of
+// Rows that one token decides: one token is the result, and so is the larger of two: equal ones agree or tie, and a tie
+// takes the earliest token's bit. Most rows are of this kind; the others are copied alike, to keep this loop free of
 // unpredictable branches, and listed in `undecided`. Returns how many those are.
 inline int64_t copy_rows(const uint8_t* bits, int64_t length, int64_t w, const int32_t* sizes, const SlotLists& lists,
                          int64_t rows, uint8_t* out, int32_t* new_sizes, int32_t* undecided) {
