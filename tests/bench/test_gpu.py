@@ -259,22 +259,23 @@ def test_what_a_worker_finds(outcome, passed, detail):
 
 def test_launches_that_fail_are_named():
     found, _ = checked((0, '{"captured": {"triton-pack_bits-0": null, "triton-pack_bits-1": "lost"}}'))
-    found.launches()
+    found.launches_and_memory([])
     assert found.results["streams, graphs and devices"]["detail"] == "captured, triton-pack_bits-1: lost"
     assert report.failures(found.results) == ["streams, graphs and devices:\ncaptured, triton-pack_bits-1: lost"]
 
 
 def test_the_sanitizer_runs_where_it_is_found(monkeypatch):
     monkeypatch.setattr(checks, "sanitizer", lambda: None)
-    found, commands = checked()
-    found.memory("triton")
-    assert found.results["triton under compute-sanitizer"]["passed"] is None and not commands
+    found, commands = checked((0, "{}"))
+    found.launches_and_memory(["triton"])
+    assert found.results["triton under compute-sanitizer"]["passed"] is None and len(commands) == 1
     monkeypatch.setattr(checks, "sanitizer", lambda: "/bin/compute-sanitizer")
-    found, commands = checked((99, "Invalid __global__ read"))
-    found.memory("triton")
+    found, commands = checked((99, "Invalid __global__ read"), (99, "Invalid __global__ read"))
+    found.launches_and_memory(["triton"])
     assert found.results["triton under compute-sanitizer"] == {"passed": False, "detail": "Invalid __global__ read"}
-    ((command, _, limit),) = commands
-    assert command[0] == "/bin/compute-sanitizer" and limit == 90
+    (sanitized,) = (entry for entry in commands if entry[0][0] == "/bin/compute-sanitizer")
+    assert sanitized[1]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and sanitized[2] == 100
+    assert set(checks.SANITIZED) <= set(checks.CHANNELS), "or it would compile"
 
 
 def test_commands_end_with_their_time():
@@ -321,7 +322,7 @@ def pretend_gpu(monkeypatch):
     monkeypatch.setattr(command, "ROW_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(command, "all_rows", lambda: [*small_rows(), rows.project("fp8", torch.bfloat16, 8, 8, 8, ())])
-    monkeypatch.setattr(checks, "run", lambda *args: pytest.fail("a worker was started"))
+    monkeypatch.setattr(checks.Checks, "_worker", lambda *args: pytest.fail("a worker was started"))
 
 
 def test_the_whole_command(pretend_gpu, tmp_path, capsys):
@@ -333,6 +334,16 @@ def test_the_whole_command(pretend_gpu, tmp_path, capsys):
     assert not found["complete"], "nothing was checked"
     assert all(row["seconds"]["ours"] and not row["errors"] for row in found["rows"])
     assert "| pack_bits bfloat16, 32 x 64 |" in capsys.readouterr().out
+
+
+def test_the_whole_command_with_its_checks(pretend_gpu, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(checks.Checks, "_worker", lambda self, name, *rest, **more: started.append(name))
+    monkeypatch.setattr(checks, "sanitizer", lambda: "/bin/compute-sanitizer")
+    assert command.main(["--results", str(tmp_path)]) == 0
+    assert started == ["streams, graphs and devices"], "no backend is there to be checked"
+    (path,) = tmp_path.glob("nvidia-made-up-9/*.json")
+    assert json.loads(path.read_text())["complete"]
 
 
 def test_what_there_is_no_time_for_is_named(pretend_gpu, tmp_path):

@@ -51,18 +51,6 @@ _MANY_BYTES = {
     ),
     0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
-#: The same for weights of several terms, all of which a step holds in shared memory.
-_MANY_TERMS = {
-    90: (
-        {"BM": 128, "BN": 256, "BK": 32, "num_warps": 8, "num_stages": 4},
-        {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-    ),
-    80: (
-        {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
-        {"BM": 128, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
-    ),
-    0: ({"BM": 128, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
-}
 #: The same with factors for blocks of channels, whose sums take as many registers as the result.
 _MANY_BLOCKS = {
     90: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 8, "num_stages": 3},),
@@ -154,7 +142,12 @@ def _project(
     WORDS: tl.constexpr = BK // WIDTH
     mask_table = tl.load(table + tl.arange(0, WIDTH))
     acc = tl.zeros((BM, BN), tl.int32 if exact == tl.int8 else tl.float32)
-    for step in range(0, (D + BK - 1) // BK):
+    STEPS: tl.constexpr = (D + BK - 1) // BK
+    # Terms in memory take turns, the least first: the sum is then small in all sweeps but the last, and tensor cores,
+    # which cut off what they add to a large sum, cut off less. With factors a step needs all terms of its block.
+    SWEEPS: tl.constexpr = TERMS if IN_MEMORY and not BLOCK_FACTORS else 1
+    for turn in range(SWEEPS * STEPS):
+        step = turn % STEPS
         word = step * WORDS + tl.arange(0, WORDS)
         k = step * BK + tl.arange(0, BK)
         if D % BK == 0:
@@ -167,11 +160,12 @@ def _project(
             tl.load(words + row[:, None] * ROW_WORDS + word[None, :], mask=token_mask, other=0),
             mask_table, dtype, WORDS, WIDTH,
         )  # fmt: skip
-        part = tl.zeros_like(acc) if BLOCK_FACTORS else acc
+        part = tl.zeros_like(acc) if BLOCK_FACTORS or not IN_MEMORY else acc
         if IN_MEMORY:
+            first_term = SWEEPS - 1 - turn // STEPS
             pointers = weight + n[:, None] * stride_n + k[None, :].to(tl.int64) * stride_k
-            for i in tl.static_range(TERMS):
-                b = tl.load(pointers + i * plane, mask=mask, other=0.0)
+            for i in tl.static_range(TERMS // SWEEPS):
+                b = tl.load(pointers + (first_term + i).to(tl.int64) * plane, mask=mask, other=0.0)
                 part = tl.dot(a, tl.trans(_operand(b, dtype)), part, out_dtype=acc.dtype)
         else:
             value = _values(weight, scale, n, exists, stride_n, stride_k, k, D)
@@ -182,8 +176,10 @@ def _project(
         if BLOCK_FACTORS:
             factor = tl.load(factors + (step * n_columns + n), mask=exists, other=0)
             acc += part * factor[None, :]
-        else:
+        elif IN_MEMORY:
             acc = part
+        else:
+            acc += part
 
     y = acc.to(tl.float32)
     if factors is not None and not BLOCK_FACTORS:
@@ -293,12 +289,12 @@ def _configurations(
 ) -> list[tuning.Config]:
     byte = weight.element_size() == 1
     if m > FEW:
-        table = _MANY_BLOCKS if block_factors else _MANY_TERMS if terms else _MANY_BYTES if byte else _MANY
+        table = _MANY_BLOCKS if block_factors else _MANY_BYTES if byte else _MANY
         found = list(tuning.for_device(table, device))
     else:
         found = [{"BM": max(16, power_of_two(m)), **config} for config in tuning.for_device(_FEW, device)]
         if terms:  # float32 values and their terms take registers
-            found = [{**config, "BK": BLOCK if block_factors else config["BK"] // 2} for config in found]
+            found = [{**config, "BK": BLOCK if block_factors else config["BK"] // 4} for config in found]
         if byte:  # as many bytes a step
             found = [{**config, "BK": 2 * config["BK"]} for config in found]
     if gated:  # combining the halves takes registers

@@ -137,7 +137,8 @@ def prove(arguments: argparse.Namespace, clock: Callable[[], float] = time.monot
         for name in on_gpu:
             print(f"checking {name}", flush=True)
             checks.results_agree(name, status[name].operators, min(8, os.cpu_count() or 1))
-        checks.launches()
+        print("checking streams, graphs and memory", flush=True)
+        checks.launches_and_memory(on_gpu)
     torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {
         "format": reports.FORMAT,
@@ -181,9 +182,6 @@ def prove(arguments: argparse.Namespace, clock: Callable[[], float] = time.monot
             torch.cuda.empty_cache()
         reports.save(report, arguments.results)
     report["reader"] = {shape: read(ROOT, shape, 0.5 * left()) for shape in ("base", "large")}
-    if not arguments.no_checks:
-        for name in on_gpu:
-            checks.memory(name)
     report["tuned"] = tuned(device) if status["triton"].available else {}
     report["complete"] = not arguments.rows and not arguments.no_checks
     return report
