@@ -15,6 +15,8 @@ NORMS = ("rms", "layer")
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor (layout torch.strided), got layout {value.layout}")
 
 
 def is_optional_tensor(name: str, value: object) -> None:
@@ -25,7 +27,7 @@ def is_optional_tensor(name: str, value: object) -> None:
 def are_optional_tensors(**values: object) -> None:
     """The same for several arguments; a call for each would take longer than the check."""
     for value in values.values():
-        if value is not None and not isinstance(value, Tensor):
+        if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
             for name, each in values.items():
                 is_optional_tensor(name, each)
 

@@ -70,7 +70,8 @@ def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str =
       by at most 32 / 32700 < 1e-3 of the sum of its absolute weights. Taken over random bits and independent
       rounding errors (variance 1/12), the relative Frobenius error is at most sqrt(64 / 12) / 32700 * 8 = 5.7e-4,
       since a sum of 64 absolute values is at most 8 times their Euclidean norm; 4.5e-4 for Gaussian weights, less
-      the heavier their tails. Weights below 1e-38 may become 0. On a GPU float16 and one factor an output instead,
+      the heavier their tails. Where the weights of a block sum to less than 4e-34, factors are as small as float32 has
+      them and errors larger. On a GPU float16 and one factor an output instead,
       relative error at most 2^-11 a weight.
     - "int8": 8 bits a weight and one factor an output, its largest absolute weight over 127; relative error at most
       1.2e-2 for Gaussian weights, without a bound for others. A quarter of the memory of float32.
@@ -107,7 +108,7 @@ def prepare_weight(weight: Tensor, scale: Tensor | None = None, precision: str =
         raise ValueError(f"precision: 'fp8' needs a GPU backend that has it, got a weight on {weight.device}")
     with torch.no_grad():
         w = weight.detach() if scale is None else weight.detach().float() * scale.detach().float()
-        if not bool(torch.isfinite(w).all()):
+        if not weight.is_meta and not bool(torch.isfinite(w).all()):
             raise ValueError("weight: expected finite values (times scale), got infinity or NaN")
         # A private copy: changing the weight afterwards must not change what was prepared.
         if weight.device.type == "cpu":
@@ -132,7 +133,7 @@ def _fast(w: Tensor) -> tuple[Tensor, Tensor]:
     """(d, N) float32 -> int16 whose absolute values sum to at most 2^15 - 1 over each block, and factors."""
     d, n = w.shape
     padded = torch.nn.functional.pad(w, (0, 0, 0, -d % BLOCK))
-    norms = padded.view(-1, BLOCK, n).abs().sum(1, dtype=torch.float64)
+    norms = padded.view(len(padded) // BLOCK, BLOCK, n).abs().sum(1, dtype=torch.float64)
     factors = (norms / _BLOCK_SUM).float().clamp_(min=torch.finfo(torch.float32).tiny)
     data = (w / factors.repeat_interleave(BLOCK, 0)[:d]).round_().to(torch.int16)
     return data, factors
@@ -245,6 +246,9 @@ def unpack_geglu(
     """
     constants = isinstance(weight, PreparedWeight)
     if out is None and _needs_gradient(bias, token_scale, *(() if constants else (weight, scale))):
+        if not constants:
+            checks.is_tensor("weight", weight)
+            checks.has_dims("weight", weight, 2, "(2 N, d)")
         if weight.shape[0] % 2:
             raise ValueError(f"weight: expected (2 N, d), an even number of rows, got {tuple(weight.shape)}")
         y = unpack_matmul(bits, weight, scale, bias, token_scale=token_scale, out_dtype=torch.float32)

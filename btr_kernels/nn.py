@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .bits import binarize, calibrate_scale, sign_scale, unpack_bits
-from .matmul import PreparedWeight, prepare_weight, unpack_matmul
+from .matmul import PRECISIONS, PreparedWeight, prepare_weight, unpack_matmul
 
 
 class CalibratedBinarizer(nn.Module):
@@ -112,13 +112,14 @@ class BinaryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        checks.is_one_of("precision", precision, PRECISIONS)
         # As torch.nn.Linear initialises them, from which weights usually come.
         linear = nn.Linear(in_features, out_features, bias, device, dtype)
         self.in_features, self.out_features, self.precision = in_features, out_features, precision
         self.weight, self.bias = linear.weight, linear.bias
         self.scale = nn.Parameter(torch.ones(in_features, device=device, dtype=dtype)) if scale else None
         self._prepared: PreparedWeight | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._prepare())
+        self.register_load_state_dict_post_hook(_prepare_again)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, scale: Tensor | None = None, precision: str = "exact") -> BinaryLinear:
@@ -152,7 +153,7 @@ class BinaryLinear(nn.Module):
 
     def _apply(self, fn, recurse: bool = True) -> BinaryLinear:
         super()._apply(fn, recurse)
-        self._prepare()
+        _prepare_again(self)
         return self
 
     def extra_repr(self) -> str:
@@ -160,3 +161,11 @@ class BinaryLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"scale={self.scale is not None}, precision={self.precision!r}"
         )
+
+
+def _prepare_again(layer: BinaryLinear, _keys: object = None) -> None:
+    """After its parameters were replaced, perhaps by memory that is yet to be filled: then the plain weight serves."""
+    try:
+        layer._prepare()
+    except ValueError:
+        layer._prepared = None

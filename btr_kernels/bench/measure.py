@@ -192,7 +192,7 @@ def measure(
         pool,
         settings.seconds_per_case,
         clock,
-        warm=case.in_cache or several,
+        warm=True,
         settle=SETTLE_SECONDS if several else 0.0,
     )
     limit, limit_seconds = limits.of(case)

@@ -123,3 +123,10 @@ def _sign_scale_gradients(ctx, grad):
 
 
 register_autograd("sign_scale", _sign_scale_context, _sign_scale_gradients)
+
+
+def _no_second_derivatives(ctx, *grads):
+    raise NotImplementedError("sign_scale: second derivatives are not implemented")
+
+
+register_autograd("sign_scale_backward", lambda ctx, inputs, output: None, _no_second_derivatives)

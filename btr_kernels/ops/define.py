@@ -19,9 +19,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import backends, checks
 from . import direct
+
+_overlaps = torch._C._overlaps
 
 _library = torch.library.Library("btr", "DEF")
 
@@ -117,16 +120,16 @@ def define(
         return all_expected
 
     def write(args: tuple, outs: tuple) -> None:
-        for o in outs:
-            if not o.is_contiguous():
-                break
-        else:
-            run(args, outs)
+        if not _writable_in_place(args, outs):
+            written = [torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
+            run(args, written)
+            for o, w in zip(outs, written, strict=True):
+                o.copy_(w)
             return
-        written = [torch.empty_like(o, memory_format=torch.contiguous_format) for o in outs]
-        run(args, written)
-        for o, w in zip(outs, written, strict=True):
-            o.copy_(w)
+        run(args, outs)
+        for o in outs:
+            if not o.is_inference():  # has no versions
+                increment_version(o)
 
     def out_implementation(*args):
         check_out(args[:-results], args[-results:])
@@ -161,6 +164,17 @@ def _register(schema: str, implementation: Callable, fake: Callable) -> torch._o
 def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
     """Gradients of `btr::<name>`; only for operators that have them, since the formula costs 6 us a call."""
     torch.library.register_autograd(f"btr::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def _writable_in_place(args: tuple, outs: tuple) -> bool:
+    """Whether a kernel can write into the outputs while it reads the arguments."""
+    for o in outs:
+        if not o.is_contiguous():
+            return False
+        for value in args:
+            if isinstance(value, Tensor) and _overlaps(o, value):
+                return False
+    return True
 
 
 def _check_out(out: Tensor, expected: Result, device: torch.device) -> None:

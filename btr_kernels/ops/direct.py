@@ -25,21 +25,32 @@ _trace = torch._C._get_tracing_state
 _is_grad_enabled = torch.is_grad_enabled
 
 
+def _refuse_tangents(args: tuple) -> None:
+    """PyTorch would drop them silently: operators written in Python have no forward-mode derivatives."""
+    for value in args:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                "forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad) are not implemented; use backward"
+            )
+
+
 def key(args: tuple) -> tuple | None:
     """None if the dispatcher has to see this call, else what the operator's checks depend on.
 
     That is the shape and dtype of tensors, and all other arguments. No two calls share a key by chance: only a tensor
     puts a torch.Size into it, and its dtype behind that.
     """
-    # Compilers first: Dynamo then reads no further.
+    if _is_compiling():  # first: Dynamo then reads no further
+        return None
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+        return None
     if (
-        _is_compiling()
-        or _dispatch_modes()  # FakeTensorMode, make_fx, whoever counts or logs operators
+        _dispatch_modes()  # FakeTensorMode, make_fx, whoever counts or logs operators
         or _function_modes()
         or _transform() is not None  # vmap, torch.func.grad, functionalize
         or _trace() is not None  # torch.jit.trace
         or profiler._is_profiler_enabled  # shows operators by name
-        or forward_ad._current_level >= 0  # tangents are not seen in a tensor
     ):
         return None
     found = []

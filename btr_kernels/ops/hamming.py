@@ -8,10 +8,14 @@ from torch import Tensor
 from .. import checks
 from .define import Result, define
 
+_MOST_BYTES = 2**28
+
 
 def _same_bytes(a: Tensor, b: Tensor) -> None:
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"b: expected {a.shape[-1]} bytes a token, as a has, got shape {tuple(b.shape)}")
+    if a.shape[-1] >= _MOST_BYTES:
+        raise ValueError(f"a: expected less than 2**28 bytes a token, whose distances fit int32, got {tuple(a.shape)}")
     checks.on_device("b", b, a.device)
 
 

@@ -192,25 +192,31 @@ void add_block(const W* weight, int64_t row, int64_t columns, int64_t begin, int
   }
 }
 
-// Totals of columns [column, column + columns) of the weight, in rows of `strip`; `sums` is room for sums of integers.
+// Totals of columns [column, column + columns) of the weight, in rows of `strip`; `sums` is room for those of a part of the channels.
 template <typename W>
 void add_strip(const MatmulArgs& args, const float* expanded, int64_t stride, int64_t tokens, int64_t column,
                int64_t columns, int64_t strip, SumOf<W>* sums, float* totals) {
   constexpr bool kInteger = std::is_integral_v<W>;
   const int64_t row = args.weight_columns();
-  const int64_t block = !kInteger ? args.d : sizeof(W) == 1 ? MatmulKernels::kByteChannels : MatmulKernels::kGroup;
+  const int64_t block = !kInteger        ? MatmulKernels::kFloatChannels
+                        : sizeof(W) == 1 ? MatmulKernels::kByteChannels
+                                         : MatmulKernels::kGroup;
   const W* weight = static_cast<const W*>(args.weight) + column;
   std::fill(totals, totals + tokens * strip, 0.0f);
-  if constexpr (!kInteger) sums = totals;
   for (int64_t begin = 0; begin < args.d; begin += block) {
     const int64_t end = std::min(begin + block, args.d);
-    if constexpr (kInteger) std::fill(sums, sums + tokens * strip, SumOf<W>(0));
+    SumOf<W>* into = sums;
+    if constexpr (!kInteger)
+      if (begin == 0) into = totals;
+    if (kInteger || begin > 0) std::fill(sums, sums + tokens * strip, SumOf<W>(0));
     const auto add = tokens == 1 ? add_block<8, W> : add_block<4, W>;
-    add(weight, row, columns, begin, end, expanded, stride, tokens, sums, strip);
+    add(weight, row, columns, begin, end, expanded, stride, tokens, into, strip);
     if constexpr (kInteger) {
       const float* factors = args.factors + (args.factor_blocks > 1 ? begin / block * row : 0) + column;
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t j = 0; j < columns; ++j) totals[t * strip + j] += factors[j] * float(sums[t * strip + j]);
+    } else if (begin > 0) {
+      for (int64_t i = 0; i < tokens * strip; ++i) totals[i] += sums[i];
     }
   }
 }
@@ -222,7 +228,7 @@ void few_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t fi
   const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
   const int parts = args.gated ? 2 : 1;
   float* expanded = scratch.get<float>(tokens * stride);
-  SumOf<W>* sums = scratch.get<SumOf<W>>(std::is_integral_v<W> ? tokens * strip : 1);
+  SumOf<W>* sums = scratch.get<SumOf<W>>(tokens * strip);
   float* totals = scratch.get<float>(parts * tokens * strip);
   for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
   for (int64_t column = first; column < last; column += strip) {

@@ -7,7 +7,8 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-// Above this 1 / (1 + e^x) = (1 + tanh(-x / 2)) / 2 is 0 in PyTorch's float32, which counts where it is times infinity.
+// Above this, 26 ln 2, 1 / (1 + e^x) = (1 + tanh(-x / 2)) / 2 is 0 in float32 if tanh is rounded correctly, which counts
+// where it is times infinity. (PyTorch's vectorised tanh can vanish from 25 ln 2 on.)
 constexpr float kVanishing = 18.02f;
 
 // e^x to 1 unit in the last place, from kVanishing on infinity.

@@ -238,9 +238,11 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
   Sum* tables = scratch.get<Sum>(Split<Bits>::kEntries * kTile);
   float* all_totals = scratch.get<float>(tokens * kStripe * (args.gated ? 2 : 1));
   // Sums of int16 hold one group of channels of an int16 weight, several of an int8 one.
-  const int64_t flush_every = args.weight_type == DType::i8 ? MatmulKernels::kByteChannels / kGroup : 1;
-  Sum* running = nullptr;
-  if constexpr (kInteger) running = scratch.get<Sum>(flush_every > 1 ? tokens * kTile : 1);
+  const int64_t flush_every = !kInteger                        ? MatmulKernels::kFloatChannels / kGroup
+                              : args.weight_type == DType::i8 ? MatmulKernels::kByteChannels / kGroup
+                                                              : 1;
+  const bool in_parts = groups > flush_every;
+  Sum* running = scratch.get<Sum>(flush_every > 1 && (kInteger || in_parts) ? tokens * kTile : 1);
   float factors[kTile] = {};
 
   // Group-major bits: read in order, eight bytes a token, for every tile.
@@ -253,15 +255,14 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
     }
   }
   const auto add_tile = [&](int64_t column, float* totals) {
-    if constexpr (kInteger)
-      std::memset(totals, 0, sizeof(float) * size_t(tokens * kTile));
-    else
-      running = totals;
-    const Sums<Sum> sums{running, totals, factors};
+    Sums<Sum> sums{running, totals, factors};
+    if (kInteger || in_parts) std::memset(totals, 0, sizeof(float) * size_t(tokens * kTile));
+    if constexpr (!kInteger)
+      if (!in_parts) sums.running = totals;
     for (int64_t g = 0; g < groups; ++g) {
       build_tables<Bits>(tile_at(column, g * kGroup), tables);
       const uint64_t* word = words + g * tokens;
-      const bool resume = kInteger ? g % flush_every != 0 : g != 0;
+      const bool resume = g % flush_every != 0;
       if constexpr (kInteger) {
         if ((g + 1) % flush_every == 0 || g + 1 == groups) {
           const int64_t count = columns - column < kTile ? columns - column : kTile;
@@ -274,6 +275,9 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
       }
       resume ? add_tokens<Bits, true, false>(word, tokens, tables, sums)
              : add_tokens<Bits, false, false>(word, tokens, tables, sums);
+      if constexpr (!kInteger)
+        if (in_parts && ((g + 1) % flush_every == 0 || g + 1 == groups))
+          for (int64_t i = 0; i < tokens * kTile; ++i) totals[i] += running[i];
     }
   };
   for (int64_t stripe = first; stripe < last; stripe += kStripe) {
@@ -284,6 +288,9 @@ void lookup_block(const MatmulArgs& args, bool streaming, int64_t token, int64_t
     }
     Writer<kTile>(args, streaming, stripe, last, all_totals, tokens).write(token, tokens);
   }
+#ifdef __AVX2__
+  if (streaming) _mm_sfence();  // other threads see what was streamed
+#endif
 }
 
 template <typename Sum, typename TileAt>

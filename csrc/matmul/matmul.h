@@ -65,6 +65,7 @@ struct MatmulPlan {
 struct MatmulKernels {
   static constexpr int kGroup = 64;                     // channels a set of tables: a word of bits
   static constexpr int64_t kByteChannels = 4 * kGroup;  // channels of int8 that int16 sums hold
+  static constexpr int64_t kFloatChannels = 32 * kGroup;  // that float32 adds up in one sum: errors grow with its length
   static constexpr int kStripe = 64;                    // columns written at once
   static constexpr int64_t kFewTokens = 16;             // tokens that are expanded at once, to stay near L1
 

@@ -284,6 +284,8 @@ def _gated_terms(project, terms):
         ((y,), (s,)) = project(*args), terms(*args)
         (gate, linear), (gate_terms, linear_terms) = np.split(y, 2, -1), np.split(s, 2, -1)
         unasked = (gate_terms == UNASKED) | (linear_terms == UNASKED)
+        # Where gelu becomes 0 depends on how tanh is rounded, and 0 times infinity is NaN.
+        unasked |= np.isinf(linear) & (gate > -5.3) & (gate < -5.0)
         size = 1.13 * gate_terms * np.abs(linear) + np.abs(defined.gelu(gate)) * linear_terms
         return (np.where(unasked | (gate_terms**3 > FLOAT32_MAX), UNASKED, size),)
 

@@ -221,3 +221,19 @@ def test_out_is_refused_where_a_gradient_would_be_lost(call):
         call(bits, torch.empty(3, 20))
     with torch.no_grad():
         call(bits, torch.empty(3, 20))
+
+
+def test_second_derivatives_of_sign_scale_are_refused():
+    x = torch.randn(2, 8, requires_grad=True)
+    y = bk.sign_scale(x, torch.ones(8), grad=("tanh", 1.5))
+    (first,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="^sign_scale: second derivatives"):
+        first.sum().backward()
+
+
+def test_forward_mode_is_refused():
+    bits, scale = bk.pack_bits(torch.randn(3, 20)), torch.rand(20)
+    with pytest.raises(NotImplementedError, match="^forward-mode derivatives"):
+        torch.func.jvp(lambda s: bk.unpack_bits(bits, 20, s), (scale,), (scale,))
+    with torch.autograd.forward_ad.dual_level():
+        assert bk.unpack_bits(bits, 20, scale).shape == (3, 20)  # nothing to derive

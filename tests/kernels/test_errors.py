@@ -163,6 +163,7 @@ WRONG_SHAPES = rows(
     ("geglu odd rows", "weight", lambda: bk.unpack_geglu(BITS, W[:5])),
     ("geglu odd rows, prepared", "weight", lambda: bk.unpack_geglu(BITS, bk.prepare_weight(W[:5]))),
     ("geglu odd rows, training", "weight", lambda: bk.unpack_geglu(BITS, W[:5].clone().requires_grad_())),
+    ("geglu weight, training", "weight", lambda: bk.unpack_geglu(BITS, W[0].clone().requires_grad_())),
     ("geglu bias", "bias", lambda: bk.unpack_geglu(BITS, W, None, SCALE[:3])),
     ("geglu out", "out", lambda: bk.unpack_geglu(BITS, W, out=torch.empty(2, 5, 6))),
     ("prepare 3-D", "weight", lambda: bk.prepare_weight(W[None])),
@@ -310,3 +311,17 @@ def test_wrong_value_in_a_tensor_is_a_value_error_naming_the_argument(name, call
 def test_errors_also_come_when_a_compiled_graph_is_made():
     with pytest.raises(Exception, match="bits: expected 3 bytes in the last dimension for d = 20"):
         torch.compile(lambda b: bk.unpack_bits(b, 20), fullgraph=True, backend="aot_eager")(BITS[..., :2])
+
+
+def test_layouts_that_are_not_dense_are_refused():
+    for call in (lambda: bk.pack_bits(torch.eye(8).to_sparse()), lambda: bk.unpack_matmul(BITS, W.to_sparse())):
+        with pytest.raises(TypeError, match="expected a dense tensor"):
+            call()
+    with pytest.raises(TypeError, match="^weight: expected a torch.Tensor"):
+        bk.unpack_geglu(BITS, None, bias=torch.ones(6).requires_grad_())
+
+
+def test_distances_that_exceed_int32_are_refused():
+    a = torch.empty(1, 2**28, dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match="^a: expected less than 2"):
+        bk.hamming_distance(a, a)

@@ -175,6 +175,23 @@ def test_prepared_weight_is_a_copy_and_immutable():
     assert prepared.to("cpu") is prepared and prepared.to("meta").shape == (2, 8)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_long_sums_are_as_exact_as_pytorch(tokens, prepared, implementation):
+    torch.manual_seed(0)
+    x, weight = torch.randn(tokens, 50_003), torch.randn(16, 50_003)
+    signs = torch.where(x >= 0, 1.0, -1.0)
+    exact = signs.double() @ weight.double().T
+    got = bk.unpack_matmul(bk.pack_bits(x), bk.prepare_weight(weight) if prepared else weight)
+    assert (got - exact).norm() <= 2 * (signs @ weight.T - exact).norm() + 2**-23 * exact.norm()
+
+
+def test_prepared_weights_without_columns(implementation):
+    for precision in ("exact", "fast", "int8"):
+        weight = bk.prepare_weight(torch.empty(0, 20), precision=precision)
+        assert bk.unpack_matmul(bk.pack_bits(torch.randn(3, 20)), weight).shape == (3, 0)
+
+
 def test_geglu_of_two_projections(implementation):
     """Channels +1, -1: a gate of 1 - 3 = -2 and of 0, times 2 and 5."""
     weight = torch.tensor([[1.0, 3.0], [2.0, 2.0], [4.0, 2.0], [4.0, -1.0]])

@@ -1,5 +1,7 @@
 """The torch.nn modules."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,29 @@ def test_wrong_arguments_are_named():
         CalibratedBinarizer(0)
     with pytest.raises(ValueError, match="precision"):
         BinaryLinear(8, 8, precision="int4").eval()
+
+
+def test_a_layer_can_be_pickled():
+    layer = BinaryLinear(20, 6).eval()
+    bits = pack_bits(torch.randn(3, 20))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(bits), layer(bits))
+
+
+def test_memory_that_is_yet_to_be_filled_is_not_prepared():
+    with torch.device("meta"):
+        layer = BinaryLinear(20, 6).eval()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        layer.to_empty(device="cpu")
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    source = BinaryLinear(20, 6).eval()
+    layer.load_state_dict(source.state_dict())
+    bits = pack_bits(torch.randn(3, 20))
+    assert torch.equal(layer(bits), source(bits))
+
+
+def test_an_unknown_precision_is_refused_at_once():
+    with pytest.raises(ValueError, match="^precision: expected"):
+        BinaryLinear(20, 6, precision="int3")

@@ -83,3 +83,27 @@ def test_dtype_comes_from_out():
     assert bk.unpack_matmul(bits, torch.randn(6, 20), out=product).dtype == torch.float16
     with pytest.raises(TypeError, match="^out: expected dtype torch.bfloat16"):
         bk.unpack_matmul(bits, torch.randn(6, 20), out_dtype=torch.bfloat16, out=product)
+
+
+def test_out_that_overlaps_what_is_read_gets_the_result(implementation):
+    """Rows are written one after the other, and the next still reads its scale."""
+    memory = torch.zeros(3, 4)
+    memory[0] = torch.tensor([2.0, 3.0, 4.0, 5.0])
+    bits, scale = bk.pack_bits(torch.ones(3, 4)), memory[0].clone()
+    expected = bk.unpack_bits(bits, 4, scale, scale)
+    bk.unpack_bits(bits, 4, memory[0], scale, out=memory)
+    assert_exact("restored", memory, expected)
+
+
+def test_writing_into_a_tensor_that_a_gradient_needs_is_noticed(implementation):
+    bits, weight = bk.pack_bits(torch.randn(4, 20)), torch.randn(2, 20, requires_grad=True)
+    product = bk.unpack_matmul(bits, weight).sum()
+    bk.pack_bits(torch.randn(4, 20), out=bits)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_inference_tensors_can_be_written(implementation):
+    with torch.inference_mode():
+        x, out = torch.randn(4, 20), torch.zeros(4, 3, dtype=torch.uint8)
+        assert_exact("bits", bk.pack_bits(x, out=out), bk.pack_bits(x))
