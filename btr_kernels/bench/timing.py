@@ -95,8 +95,8 @@ def alternate(
         pool: where every call takes its inputs from.
         seconds: when to stop, unless `min_rounds` or `max_rounds` say otherwise.
         clock: what tells the time.
-        warm: call once before every sample, untimed, since the other contenders have used the cache meanwhile (what they
-            wrote has yet to leave it, at the expense of the next call's bandwidth), or since threads have to wake up.
+        warm: call once before every sample, untimed, since the other contenders have used the cache meanwhile, what
+            they wrote has yet to leave it at the expense of bandwidth, and threads have to wake up.
         settle: seconds to sleep before that: OpenMP's threads spin for a while after a call, at the expense of
             a contender that has threads of its own.
         min_rounds, max_rounds: bounds on the number of rounds.
