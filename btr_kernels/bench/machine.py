@@ -93,7 +93,7 @@ def _version(package: str) -> str | None:
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
-    """Run torch, faiss and NumPy's matmul on this many threads. NumPy's and numkong's other calls use one anyway."""
+    """Run torch, and faiss if it is there, on this many threads. NumPy's and numkong's calls use one in any case."""
     before = torch.get_num_threads()
     _set_threads(threads)
     try:
@@ -111,7 +111,9 @@ def _set_threads(threads: int) -> None:
     if find_spec("threadpoolctl") is not None:
         import threadpoolctl
 
-        threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy's matmul
+        # NumPy's matmul. OpenBLAS's second thread would keep a core busy long after its call: on two cores the threads of
+        # the next contender then share one for 100 ms.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 def keep_freed_memory() -> bool:

@@ -16,8 +16,7 @@ SEED = 20240131
 #: Sets of inputs that share what stays in cache and differ in the rest.
 FRESH_SETS = 64
 #: Before a sample on several threads: longer than threads of an earlier contender spin for work that does not come.
-#: OpenMP's do so for a millisecond or two, OpenBLAS's for 2^26 cycles.
-SETTLE_SECONDS = 30e-3
+SETTLE_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
