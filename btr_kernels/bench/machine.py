@@ -111,8 +111,8 @@ def _set_threads(threads: int) -> None:
     if find_spec("threadpoolctl") is not None:
         import threadpoolctl
 
-        # NumPy's matmul. OpenBLAS's second thread would keep a core busy long after its call: on two cores the threads of
-        # the next contender then share one for 100 ms.
+        # NumPy's matmul. OpenBLAS's second thread keeps a core busy after its call, so that on two cores the threads
+        # of the next contender share one for 100 ms.
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
