@@ -103,17 +103,17 @@ def thread_count(threads: int) -> Iterator[None]:
 
 
 def _set_threads(threads: int) -> None:
+    if find_spec("threadpoolctl") is not None:
+        import threadpoolctl
+
+        # NumPy's matmul. OpenBLAS's second thread keeps a core busy after its call, so that on two cores the threads
+        # of the next contender share one for 100 ms. First, since the OpenBLAS of faiss sets OpenMP's threads too.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
     torch.set_num_threads(threads)
     if find_spec("faiss") is not None:
         import faiss
 
         faiss.omp_set_num_threads(threads)
-    if find_spec("threadpoolctl") is not None:
-        import threadpoolctl
-
-        # NumPy's matmul. OpenBLAS's second thread keeps a core busy after its call, so that on two cores the threads
-        # of the next contender share one for 100 ms.
-        threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 def keep_freed_memory() -> bool:
