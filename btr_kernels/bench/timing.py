@@ -83,7 +83,7 @@ def alternate(
     seconds: float,
     clock: Clock = SYSTEM_CLOCK,
     *,
-    warm: bool = False,
+    warm: int = 0,
     settle: float = 0.0,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
@@ -95,8 +95,8 @@ def alternate(
         pool: where every call takes its inputs from.
         seconds: when to stop, unless `min_rounds` or `max_rounds` say otherwise.
         clock: what tells the time.
-        warm: call once before every sample, untimed, since the other contenders have used the cache meanwhile, what
-            they wrote has yet to leave it at the expense of bandwidth, and threads have to wake up.
+        warm: calls before every sample, untimed, since the other contenders have used the cache meanwhile, what they
+            wrote has yet to leave it at the expense of bandwidth, and threads have to wake up.
         settle: seconds to sleep before that: OpenMP's threads spin for a while after a call, at the expense of
             a contender that has threads of its own.
         min_rounds, max_rounds: bounds on the number of rounds.
@@ -116,7 +116,7 @@ def alternate(
             for name in order:
                 if settle:
                     clock.sleep(settle)
-                if warm:
+                for _ in range(warm):
                     contenders[name](pool.next())
                 wall, cpu = _sample(contenders[name], pool, repeats[name], clock)
                 timings[name].wall.append(wall)
