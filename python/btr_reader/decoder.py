@@ -12,6 +12,8 @@ from transformers import T5ForConditionalGeneration
 
 from .attention import attend, distance_bias, rms_norm, size_bias
 from .encoder import Memory
+from .graphs import GraphedSteps
+from .linears import Linears, float_linear
 from .tokenizer import EOS, PAD
 
 
@@ -25,22 +27,24 @@ class CrossMemory:
 
 
 class GreedyDecoder:
-    """The decoder of a T5 v1.1 model."""
+    """The decoder of a T5 v1.1 model. On a GPU its steps are captured as CUDA graphs, one for each size."""
 
-    def __init__(self, model: T5ForConditionalGeneration):
+    def __init__(self, model: T5ForConditionalGeneration, apply: Linears = float_linear):
+        self.apply = apply
         self.embedding = model.shared
         self.blocks = model.decoder.block
         self.final_norm = model.decoder.final_layer_norm
         self.output_head = model.lm_head
         self.head_size = model.config.d_kv
         self.start = model.config.decoder_start_token_id
+        self._graphs = GraphedSteps(DecoderSteps)
 
     def project(self, memory: Memory) -> CrossMemory:
         """Projects the cross-attention keys and values of all layers: once per question."""
         attentions = [block.layer[1].EncDecAttention for block in self.blocks]
         return CrossMemory(
-            keys=[attention.k(memory.states) for attention in attentions],
-            values=[attention.v(memory.states) for attention in attentions],
+            keys=[self.apply(attention.k, memory.states) for attention in attentions],
+            values=[self.apply(attention.v, memory.states) for attention in attentions],
             bias=size_bias(memory.sizes, memory.states.dtype)[:, None, None, :],
         )
 
@@ -52,7 +56,7 @@ class GreedyDecoder:
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        steps = _DecoderSteps(self, cross, max_new_tokens)
+        steps = self._steps(cross, max_new_tokens)
         batch = cross.bias.shape[0]
         token = torch.full((batch,), self.start, dtype=torch.int64, device=cross.bias.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=token.device)
@@ -72,51 +76,71 @@ class GreedyDecoder:
 
         Multiple-choice reading compares them at decoder position 1, after the sentinel (Atlas' `choice_logits`).
         """
-        steps = _DecoderSteps(self, cross, len(prefix) + 1)
+        steps = self._steps(cross, len(prefix) + 1)
         logits = None
         for token in (self.start, *prefix):
             logits = steps.next_logits(torch.full((cross.bias.shape[0],), token, device=cross.bias.device))
         return logits
 
+    def _steps(self, cross: CrossMemory, length: int) -> DecoderSteps:
+        """A run of at most `length` steps from the first on."""
+        return (self._graphs if cross.bias.is_cuda else DecoderSteps)(self, cross, length)
 
-class _DecoderSteps:
-    """One decoding run: the self-attention cache and how far it is filled."""
+
+class DecoderSteps:
+    """One decoding run: the self-attention cache and how far it is filled.
+
+    What depends on the position is read through a tensor, so that one captured step serves them all: the cache is
+    attended to as a whole, its positions that are not written yet with a bias of -inf.
+    """
 
     def __init__(self, decoder: GreedyDecoder, cross: CrossMemory, length: int):
         self._decoder = decoder
         self._cross = cross
-        self._position = 0
-        inner = cross.keys[0].shape[-1]
-        shape = (2, len(decoder.blocks), cross.bias.shape[0], length, inner)
-        self._cache = cross.keys[0].new_empty(shape)
-        attention = decoder.blocks[0].layer[0].SelfAttention
-        # by_distance[:, d + length - 1] is the bias of a key d positions after the query; here only d <= 0 occurs.
-        self._by_distance = distance_bias(attention, length, bidirectional=False)[:, :length]
+        like = cross.keys[0]
+        # Not uninitialised: 0 times what stands behind the bias of -inf must be 0.
+        shape = (2, len(decoder.blocks), cross.bias.shape[0], length, like.shape[-1])
+        self._cache = like.new_zeros(shape)
+        self._bias = _causal_bias(decoder.blocks[0].layer[0].SelfAttention, length)
+        self._position = torch.zeros(1, dtype=torch.int64, device=like.device)
+
+    def restart(self) -> None:
+        """Begins another run on the same cross memory tensors."""
+        self._position.zero_()
 
     def next_logits(self, token: Tensor) -> Tensor:
         """Feeds one token `(B,)` and returns the logits `(B, vocabulary)` of the one after it."""
-        decoder, cross, position = self._decoder, self._cross, self._position
+        decoder, cross, apply = self._decoder, self._cross, self._decoder.apply
         states = decoder.embedding(token)[:, None]
-        bias = self._by_distance[:, self._by_distance.shape[1] - 1 - position :][None, :, None]
+        # (1, heads, 1, length)
+        bias = self._bias.index_select(1, self._position)[None]
         for index, block in enumerate(decoder.blocks):
             own, crossing, feed_forward = block.layer
             states = states + self._self_attention(own, index, states, bias)
             attention = crossing.EncDecAttention
-            query = attention.q(rms_norm(states, crossing.layer_norm))
+            query = apply(attention.q, rms_norm(states, crossing.layer_norm))
             mixed = attend(query, cross.keys[index], cross.values[index], cross.bias, decoder.head_size)
-            states = states + attention.o(mixed)
+            states = states + apply(attention.o, mixed)
             dense = feed_forward.DenseReluDense
             normed = rms_norm(states, feed_forward.layer_norm)
-            states = states + dense.wo(F.gelu(dense.wi_0(normed), approximate="tanh") * dense.wi_1(normed))
-        self._position = position + 1
-        return decoder.output_head(rms_norm(states, decoder.final_norm))[:, 0]
+            hidden = F.gelu(apply(dense.wi_0, normed), approximate="tanh") * apply(dense.wi_1, normed)
+            states = states + apply(dense.wo, hidden)
+        self._position += 1
+        return apply(decoder.output_head, rms_norm(states, decoder.final_norm))[:, 0]
 
     def _self_attention(self, layer, index: int, states: Tensor, bias: Tensor) -> Tensor:
-        attention = layer.SelfAttention
+        attention, apply = layer.SelfAttention, self._decoder.apply
         normed = rms_norm(states, layer.layer_norm)
         keys, values = self._cache[:, index]
-        keys[:, self._position] = attention.k(normed)[:, 0]
-        values[:, self._position] = attention.v(normed)[:, 0]
-        seen = slice(0, self._position + 1)
-        mixed = attend(attention.q(normed), keys[:, seen], values[:, seen], bias, self._decoder.head_size)
-        return attention.o(mixed)
+        keys.index_copy_(1, self._position, apply(attention.k, normed))
+        values.index_copy_(1, self._position, apply(attention.v, normed))
+        mixed = attend(apply(attention.q, normed), keys, values, bias, self._decoder.head_size)
+        return apply(attention.o, mixed)
+
+
+def _causal_bias(attention, length: int) -> Tensor:
+    """The bias of each key (last) at each position of the query, `(heads, length, length)`, -inf for later keys."""
+    by_distance = distance_bias(attention, length, bidirectional=False)
+    position = torch.arange(length, device=by_distance.device)
+    distance = position - position[:, None]
+    return by_distance[:, distance + length - 1].masked_fill(distance > 0, -torch.inf)

@@ -16,6 +16,7 @@ from transformers import T5ForConditionalGeneration
 from .attention import attend, attention_bias, distance_bias, rms_norm
 from .batches import PassageBatch, QueryBatch
 from .compression import Compression, merge_passages
+from .linears import Linears, float_linear
 from .settings import ReaderSettings
 from .stages import StageClock
 from .states import FloatStates, Projections, States
@@ -32,11 +33,16 @@ class Memory:
 class FusionEncoder:
     """Runs ranges of the encoder layers of a T5 v1.1 model. Holds no state of its own."""
 
-    def __init__(self, model: T5ForConditionalGeneration):
+    def __init__(self, model: T5ForConditionalGeneration, apply: Linears = float_linear):
+        self.apply = apply
         self.embedding = model.shared
         self.blocks = model.encoder.block
         self.final_norm = model.encoder.final_layer_norm
         self.head_size = model.config.d_kv
+
+    def floats(self, values: Tensor) -> FloatStates:
+        """Float states `(..., d)` that are projected as this encoder projects."""
+        return FloatStates(values, self.apply)
 
     def passage_states(self, ids: Tensor, sizes: Tensor, settings: ReaderSettings) -> Tensor:
         """The states at the cut of passages that are read without a query: the offline part.
@@ -57,7 +63,7 @@ class FusionEncoder:
 
     def finish_cut_layer(self, states: States, cut_layer: int) -> FloatStates:
         """The feed-forward half of the cut layer, for passage states kept after its attention."""
-        return FloatStates(self._feed_forward(cut_layer - 1, states))
+        return self.floats(self._feed_forward(cut_layer - 1, states))
 
     def join(
         self,
@@ -88,13 +94,13 @@ class FusionEncoder:
         for index in range(first_layer, len(self.blocks)):
             with clock("lower_layers" if index < cut_layer else "joint_layers"):
                 if states is None:
-                    states = self._joining_attention(index, FloatStates(query), passages, bias)
+                    states = self._joining_attention(index, self.floats(query), passages, bias)
                 else:
                     states = self._attention(index, states, bias)
                 if index >= cut_layer and compression.joint < 1:
                     states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.joint)
                     bias = attention_bias(by_distance, sizes, positions)
-                states = self._feed_forward(index, FloatStates(states))
+                states = self._feed_forward(index, self.floats(states))
         with clock("joint_layers"):
             if compression.decoder < 1:
                 states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.decoder)
@@ -107,14 +113,14 @@ class FusionEncoder:
 
     def _run(self, states: Tensor, bias: Tensor, start: int, stop: int) -> Tensor:
         for index in range(start, stop):
-            states = self._feed_forward(index, FloatStates(self._attention(index, states, bias)))
+            states = self._feed_forward(index, self.floats(self._attention(index, states, bias)))
         return states
 
     def _attention(self, index: int, states: Tensor, bias: Tensor) -> Tensor:
         layer = self.blocks[index].layer[0]
-        query, key, value = _heads(layer.SelfAttention, FloatStates(states).normalised(layer.layer_norm))
+        query, key, value = _heads(layer.SelfAttention, self.floats(states).normalised(layer.layer_norm))
         mixed = attend(query, key, value, bias, self.head_size)
-        return states + layer.SelfAttention.o(mixed)
+        return states + self.apply(layer.SelfAttention.o, mixed)
 
     def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> Tensor:
         """The first joint layer's attention. The query's rows are the same for all its passages: projected once."""
@@ -123,12 +129,12 @@ class FusionEncoder:
         of_passages = _heads(layer.SelfAttention, passages.normalised(layer.layer_norm))
         joined = (_beside(left, right) for left, right in zip(of_query, of_passages, strict=True))
         mixed = attend(*joined, bias, self.head_size)
-        return _beside(query.residual(), passages.residual()) + layer.SelfAttention.o(mixed)
+        return _beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
 
     def _feed_forward(self, index: int, states: States) -> Tensor:
         layer = self.blocks[index].layer[1]
         hidden = states.normalised(layer.layer_norm).geglu(layer.DenseReluDense.wi_0, layer.DenseReluDense.wi_1)
-        return states.residual() + layer.DenseReluDense.wo(hidden)
+        return states.residual() + self.apply(layer.DenseReluDense.wo, hidden)
 
     def _distances(self, length: int) -> Tensor:
         return distance_bias(self.blocks[0].layer[0].SelfAttention, length, bidirectional=True)

@@ -19,6 +19,7 @@ from transformers import T5ForConditionalGeneration
 import btr_kernels
 
 from .attention import rms_norm
+from .linears import Linears, float_linear
 from .settings import ReaderSettings
 
 
@@ -49,12 +50,13 @@ class States(Protocol):
 @dataclass(frozen=True, eq=False)
 class FloatProjections:
     normed: Tensor
+    apply: Linears
 
     def each(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        return tuple(linear(self.normed) for linear in linears)
+        return tuple(self.apply(linear, self.normed) for linear in linears)
 
     def geglu(self, gate: nn.Linear, linear: nn.Linear) -> Tensor:
-        return F.gelu(gate(self.normed), approximate="tanh") * linear(self.normed)
+        return F.gelu(self.apply(gate, self.normed), approximate="tanh") * self.apply(linear, self.normed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +64,13 @@ class FloatStates:
     """States held as they are, float `(..., d)`."""
 
     values: Tensor
+    apply: Linears = float_linear
 
     def residual(self) -> Tensor:
         return self.values
 
     def normalised(self, norm: nn.Module) -> FloatProjections:
-        return FloatProjections(rms_norm(self.values, norm))
+        return FloatProjections(rms_norm(self.values, norm), self.apply)
 
 
 class BinaryCode:

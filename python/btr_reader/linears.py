@@ -1,0 +1,74 @@
+"""The float matrix products of a reader: which library computes them, and at which precision."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LinearPrecision = Literal["float", "int8"]
+
+
+class Linears(Protocol):
+    """Applies a linear layer without bias."""
+
+    def __call__(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """`(..., in)` -> `(..., out)`."""
+        ...
+
+
+def float_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear(x)`, at the weight's precision.
+
+    For float32 on a CPU, PyTorch calls MKL, which on processors that are not Intel's does not use what they have, and
+    reads the weight with one thread where x is a single token: half the speed of oneDNN or less (`notes/reader.md`).
+    """
+    if _onednn_takes(x) and not torch.is_grad_enabled():
+        return torch.ops.mkldnn._linear_pointwise(x, linear.weight, None, "none", [], "")
+    return F.linear(x, linear.weight)
+
+
+def _onednn_takes(x: Tensor) -> bool:
+    # The operator is one that torch.compile writes for frozen weights. It is not in builds without oneDNN.
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return plain and torch.backends.mkldnn.is_available()
+
+
+class Int8Linears:
+    """Dynamically quantized linear layers, the usual way to a faster reader on a CPU without another method.
+
+    Weights are 8 bits with a factor for each output, inputs 7 bits with a factor for each call, measured on it (the
+    products of 8 bits twice would overflow on processors without VNNI); sums are 32-bit integers, results float32. The
+    weights of `linears` are held a second time, at a quarter of the size.
+
+    >>> apply = Int8Linears([linear])  # doctest: +SKIP
+    >>> apply(linear, torch.randn(1, 9, linear.in_features)).dtype  # doctest: +SKIP
+    torch.float32
+    """
+
+    def __init__(self, linears: Iterable[nn.Linear]):
+        """Raises `ValueError` where this build of PyTorch has no 8-bit linear layers, or a weight is not on the CPU."""
+        if torch.backends.quantized.engine in (None, "none") or not hasattr(torch, "quantize_per_channel"):
+            raise ValueError("int8: this build of PyTorch has no quantized linear layers")
+        self._packed = {linear: _quantized(linear.weight.detach()) for linear in linears}
+
+    def __call__(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self._packed[linear], reduce_range=True)
+
+
+def _quantized(weight: Tensor):
+    if weight.device.type != "cpu":
+        raise ValueError(f"int8: expected weights on the CPU, got {weight.device}")
+    # A row of zeros has no scale of its own: any is right.
+    scale = weight.float().abs().amax(1).clamp(min=1e-30) / 127
+    zero = torch.zeros_like(scale, dtype=torch.int64)
+    with warnings.catch_warnings():
+        # The constructor is deprecated in favour of packages on top of PyTorch, whose products of 8 bits on a CPU take
+        # one and a half to three times as long (torch._int_mm and scaling); the operator itself is not.
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        quantized = torch.quantize_per_channel(weight.float(), scale, zero, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(quantized, None)
