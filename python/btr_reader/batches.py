@@ -24,6 +24,9 @@ class QueryBatch:
     ids: Tensor
     sizes: Tensor
 
+    def to(self, device: torch.device | str) -> QueryBatch:
+        return QueryBatch(self.ids.to(device), self.sizes.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class PassageBatch:
@@ -32,11 +35,13 @@ class PassageBatch:
     content: int64 token ids `(B, P, T)`, float states `(B, P, T, d)` or packed bits uint8 `(B, P, T, w)`.
     sizes: int32 `(B, P, T)`: how many tokens of the text each token stands for, 0 for padding.
     positions: int32 `(B, P, T)`: where in its passage each token stood, None for 0, 1, ..., T - 1.
+    span: all positions are below it; found out where it is not given, which makes a GPU wait.
     """
 
     content: Tensor
     sizes: Tensor
     positions: Tensor | None = None
+    span: int = 0
 
     def __post_init__(self) -> None:
         if self.content.ndim not in (3, 4) or self.content.shape[:3] != self.sizes.shape:
@@ -46,6 +51,22 @@ class PassageBatch:
             )
         if self.positions is not None and self.positions.shape != self.sizes.shape:
             raise ValueError(f"positions must be {tuple(self.sizes.shape)}, got {tuple(self.positions.shape)}")
+        if not self.span:
+            span = self.sizes.shape[-1] if self.positions is None else int(self.positions.max()) + 1
+            object.__setattr__(self, "span", span)
+
+    def to(self, device: torch.device | str) -> PassageBatch:
+        """The batch on a device, copied without waiting from memory that is pinned for a GPU."""
+        if self.sizes.device == torch.device(device):
+            return self
+        on_gpu = torch.device(device).type == "cuda"
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
+
+        return PassageBatch(moved(self.content), moved(self.sizes), moved(self.positions), self.span)
 
 
 def pad_queries(queries: Sequence[Sequence[int]]) -> QueryBatch:

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 import btr_kernels
 
+from .cosine import match_by_cosine
+
 Preset = Literal["none", "paper", "aggressive"]
+Similarity = Literal["hamming", "keys"]
 
 
 @dataclass(frozen=True)
 class Compression:
     """Shares of passage tokens kept, each in (0, 1]; 1 keeps all. Query tokens are never merged.
 
-    offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in. decoder: of what
-    the last encoder layer gives, before keys and values are projected for the decoder. (BTR, offline and
-    runtime compression.)
+    offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in; one share for all,
+    or one for each layer. decoder: of what the last encoder layer gives, before keys and values are projected for the
+    decoder. (BTR, offline and runtime compression.)
+
+    similarity: what tokens are compared by in the joint layers and before the decoder: the Hamming distance of the
+    signs of their states, or the cosine of the attention's keys (`keys`; Token Merging, Bolya et al. 2023, section 3).
     """
 
     offline: float = 1.0
-    joint: float = 1.0
+    joint: float | tuple[float, ...] = 1.0
     decoder: float = 1.0
+    similarity: Similarity = "hamming"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_keep(field.name, getattr(self, field.name))
+        for name in ("offline", "decoder"):
+            check_keep(name, getattr(self, name))
+        for keep in self.joint if isinstance(self.joint, tuple) else (self.joint,):
+            check_keep("joint", keep)
+        if self.similarity not in get_args(Similarity):
+            raise ValueError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {self.similarity!r}")
+
+    def of_layers(self, layers: int) -> tuple[float, ...]:
+        """The shares of the joint layers. Raises `ValueError` where `joint` is for another number of them."""
+        shares = self.joint if isinstance(self.joint, tuple) else (self.joint,) * layers
+        if len(shares) != layers:
+            raise ValueError(f"joint: expected one share or {layers}, one for each joint layer, got {len(shares)}")
+        return shares
 
 
 def check_keep(name: str, keep: float) -> None:
@@ -64,14 +82,20 @@ def earliest_positions(slot: Tensor, positions: Tensor | None, width: int) -> Te
     return torch.where(found == n_beyond, 0, found)
 
 
-def merge_passages(states: Tensor, sizes: Tensor, positions: Tensor, keep: float) -> tuple[Tensor, Tensor, Tensor]:
+def merge_passages(
+    states: Tensor, sizes: Tensor, positions: Tensor, keep: float, features: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Merges the most similar tokens of N passages until the share `keep` of each is left.
 
-    states: float `(N, n, d)`. sizes: int32 `(N, n)`, padding (0) on the right. positions: int32 `(N, n)`.
-    Similarity is the Hamming distance of the states' signs; a merged token is the mean over the text's tokens.
-    Returns the three for the tokens left, n reduced to ceil(keep * n).
+    states: float `(N, n, d)`. sizes: int32 `(N, n)`, padding (0) on the right. positions: int32 `(N, n)`. features:
+    float `(N, n, f)`, whose cosine says how similar tokens are; without them it is the Hamming distance of the signs
+    of the states. A merged token is the mean over the text's tokens. Returns the three for the tokens left, n reduced
+    to ceil(keep * n).
     """
     lengths = (sizes > 0).sum(1)
-    plan = btr_kernels.match_tokens(btr_kernels.pack_bits(states), float(keep), lengths)
+    if features is None:
+        plan = btr_kernels.match_tokens(btr_kernels.pack_bits(states), float(keep), lengths)
+    else:
+        plan = match_by_cosine(features, keep, sizes)
     merged, merged_sizes = btr_kernels.merge_tokens(states, plan, sizes)
     return merged, merged_sizes, earliest_positions(plan.slot, positions, plan.max_len)

@@ -13,7 +13,7 @@ from transformers import T5ForConditionalGeneration
 from .attention import attend, distance_bias, rms_norm, size_bias
 from .encoder import Memory
 from .graphs import GraphedSteps
-from .linears import Linears, float_linear
+from .linears import Linears, float_linear, side_by_side
 from .tokenizer import EOS, PAD
 
 
@@ -37,6 +37,13 @@ class GreedyDecoder:
         self.output_head = model.lm_head
         self.head_size = model.config.d_kv
         self.start = model.config.decoder_start_token_id
+        self.self_projections = [
+            side_by_side((own.SelfAttention.q, own.SelfAttention.k, own.SelfAttention.v))
+            for own in (block.layer[0] for block in self.blocks)
+        ]
+        self.gates = [
+            side_by_side((dense.wi_0, dense.wi_1)) for dense in (block.layer[2].DenseReluDense for block in self.blocks)
+        ]
         self._graphs = GraphedSteps(DecoderSteps)
 
     def project(self, memory: Memory) -> CrossMemory:
@@ -84,6 +91,9 @@ class GreedyDecoder:
 
     def _steps(self, cross: CrossMemory, length: int) -> DecoderSteps:
         """A run of at most `length` steps from the first on."""
+        for block, joint in zip(self.blocks, self.self_projections, strict=True):
+            if block.layer[0].SelfAttention.q.weight.data_ptr() != joint.weight.data_ptr():
+                raise RuntimeError("the model's weights were replaced after this decoder was made: make another engine")
         return (self._graphs if cross.bias.is_cuda else DecoderSteps)(self, cross, length)
 
 
@@ -121,21 +131,21 @@ class DecoderSteps:
             query = apply(attention.q, rms_norm(states, crossing.layer_norm))
             mixed = attend(query, cross.keys[index], cross.values[index], cross.bias, decoder.head_size)
             states = states + apply(attention.o, mixed)
-            dense = feed_forward.DenseReluDense
-            normed = rms_norm(states, feed_forward.layer_norm)
-            hidden = F.gelu(apply(dense.wi_0, normed), approximate="tanh") * apply(dense.wi_1, normed)
-            states = states + apply(dense.wo, hidden)
+            gate, linear = apply(decoder.gates[index], rms_norm(states, feed_forward.layer_norm)).chunk(2, dim=-1)
+            hidden = F.gelu(gate, approximate="tanh") * linear
+            states = states + apply(feed_forward.DenseReluDense.wo, hidden)
         self._position += 1
         return apply(decoder.output_head, rms_norm(states, decoder.final_norm))[:, 0]
 
     def _self_attention(self, layer, index: int, states: Tensor, bias: Tensor) -> Tensor:
-        attention, apply = layer.SelfAttention, self._decoder.apply
-        normed = rms_norm(states, layer.layer_norm)
+        decoder = self._decoder
+        joint = decoder.apply(decoder.self_projections[index], rms_norm(states, layer.layer_norm))
+        query, key, value = joint.chunk(3, dim=-1)
         keys, values = self._cache[:, index]
-        keys.index_copy_(1, self._position, apply(attention.k, normed))
-        values.index_copy_(1, self._position, apply(attention.v, normed))
-        mixed = attend(apply(attention.q, normed), keys, values, bias, self._decoder.head_size)
-        return apply(attention.o, mixed)
+        keys.index_copy_(1, self._position, key)
+        values.index_copy_(1, self._position, value)
+        mixed = attend(query, keys, values, bias, decoder.head_size)
+        return decoder.apply(layer.SelfAttention.o, mixed)
 
 
 def _causal_bias(attention, length: int) -> Tensor:

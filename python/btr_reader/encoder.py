@@ -54,7 +54,7 @@ class FusionEncoder:
         whole_layers = settings.cut_layer - (settings.cut_point == "attention_output")
         states = self._run(states, bias, 0, whole_layers)
         if settings.cut_point == "attention_output":
-            states = self._attention(whole_layers, states, bias)
+            states, _ = self._attention(whole_layers, states, bias)
         return states
 
     def query_states(self, query: QueryBatch, layers: int) -> Tensor:
@@ -84,52 +84,67 @@ class FusionEncoder:
         queries, width = query_sizes.shape
         count = batch.sizes.shape[1]
         sizes = _beside(query_sizes, batch.sizes)
-        merges = compression.joint < 1 or compression.decoder < 1
+        shares = compression.of_layers(len(self.blocks) - cut_layer)
         positions = None
-        if batch.positions is not None or merges:
+        if batch.positions is not None or min(*shares, compression.decoder) < 1:
             positions = self._joint_positions(width, batch)
-        by_distance = self._distances(width + self._passage_span(batch))
+        by_distance = self._distances(width + batch.span)
         states = None
         bias = attention_bias(by_distance, sizes, positions)
         for index in range(first_layer, len(self.blocks)):
             with clock("lower_layers" if index < cut_layer else "joint_layers"):
                 if states is None:
-                    states = self._joining_attention(index, self.floats(query), passages, bias)
+                    states, keys = self._joining_attention(index, self.floats(query), passages, bias)
                 else:
-                    states = self._attention(index, states, bias)
-                if index >= cut_layer and compression.joint < 1:
-                    states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.joint)
+                    states, keys = self._attention(index, states, bias)
+                if index >= cut_layer and shares[index - cut_layer] < 1:
+                    merge = _Merge(width, shares[index - cut_layer], self._features(compression, keys))
+                    states, sizes, positions = merge(states, sizes, positions)
                     bias = attention_bias(by_distance, sizes, positions)
                 states = self._feed_forward(index, self.floats(states))
         with clock("joint_layers"):
             if compression.decoder < 1:
-                states, sizes, positions = _merge_beside_query(states, sizes, positions, width, compression.decoder)
+                # There is no attention after the last layer whose keys could be compared: its states are.
+                features = None if compression.similarity == "hamming" else states
+                states, sizes, positions = _Merge(width, compression.decoder, features)(states, sizes, positions)
             # A query's missing passages must not reach the decoder through the copy of the query beside them.
             present = (batch.sizes > 0).any(-1).reshape(-1, 1)
             sizes = torch.where(present, sizes, 0)
             states = states.reshape(queries, count * states.shape[1], -1)
-            states, sizes = _drop_padding(states, sizes.reshape(queries, -1))
+            sizes = sizes.reshape(queries, -1)
+            if not states.is_cuda:
+                # On a GPU this would wait for the sizes, and padding is cheaper than that.
+                states, sizes = _drop_padding(states, sizes)
             return Memory(rms_norm(states, self.final_norm), sizes)
 
     def _run(self, states: Tensor, bias: Tensor, start: int, stop: int) -> Tensor:
         for index in range(start, stop):
-            states = self._feed_forward(index, self.floats(self._attention(index, states, bias)))
+            states, _ = self._attention(index, states, bias)
+            states = self._feed_forward(index, self.floats(states))
         return states
 
-    def _attention(self, index: int, states: Tensor, bias: Tensor) -> Tensor:
+    def _attention(self, index: int, states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The states after a layer's attention, and its keys `(N, n, inner)`."""
         layer = self.blocks[index].layer[0]
         query, key, value = _heads(layer.SelfAttention, self.floats(states).normalised(layer.layer_norm))
         mixed = attend(query, key, value, bias, self.head_size)
-        return states + self.apply(layer.SelfAttention.o, mixed)
+        return states + self.apply(layer.SelfAttention.o, mixed), key
 
-    def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> Tensor:
-        """The first joint layer's attention. The query's rows are the same for all its passages: projected once."""
+    def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the first joint layer. The query's rows are the same for all its passages: projected once."""
         layer = self.blocks[index].layer[0]
         of_query = _heads(layer.SelfAttention, query.normalised(layer.layer_norm))
         of_passages = _heads(layer.SelfAttention, passages.normalised(layer.layer_norm))
-        joined = (_beside(left, right) for left, right in zip(of_query, of_passages, strict=True))
+        joined = [_beside(left, right) for left, right in zip(of_query, of_passages, strict=True)]
         mixed = attend(*joined, bias, self.head_size)
-        return _beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
+        states = _beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
+        return states, joined[1]
+
+    def _features(self, compression: Compression, keys: Tensor) -> Tensor | None:
+        """What tokens are compared by besides the signs of their states: the mean of the heads' keys (ToMe)."""
+        if compression.similarity == "hamming":
+            return None
+        return keys.unflatten(-1, (-1, self.head_size)).mean(2)
 
     def _feed_forward(self, index: int, states: States) -> Tensor:
         layer = self.blocks[index].layer[1]
@@ -141,12 +156,6 @@ class FusionEncoder:
 
     def _bias(self, sizes: Tensor) -> Tensor:
         return attention_bias(self._distances(sizes.shape[-1]), sizes)
-
-    @staticmethod
-    def _passage_span(batch: PassageBatch) -> int:
-        if batch.positions is None:
-            return batch.sizes.shape[-1]
-        return int(batch.positions.max()) + 1
 
     @staticmethod
     def _joint_positions(width: int, batch: PassageBatch) -> Tensor:
@@ -170,14 +179,21 @@ def _beside(query: Tensor, passages: Tensor) -> Tensor:
     return torch.cat([repeated, passages], dim=2).flatten(0, 1)
 
 
-def _merge_beside_query(
-    states: Tensor, sizes: Tensor, positions: Tensor, width: int, keep: float
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Merge:
     """Merges the passage part of [query; passage]; the first `width` columns, the query, stay as they are."""
-    merged = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], keep)
-    return tuple(
-        torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged, strict=True)
-    )
+
+    width: int
+    keep: float
+    features: Tensor | None
+
+    def __call__(self, states: Tensor, sizes: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        width = self.width
+        features = None if self.features is None else self.features[:, width:]
+        merged = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], self.keep, features)
+        return tuple(
+            torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged, strict=True)
+        )
 
 
 def _drop_padding(states: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ from .batches import PassageBatch, QueryBatch
 from .compression import PRESETS, Compression
 from .decoder import CrossMemory, GreedyDecoder
 from .encoder import FusionEncoder, Memory
+from .linears import Int8Linears, LinearPrecision, float_linear
 from .reader import Reader
 from .stages import StageClock
-from .states import BinaryCode, BinaryStates, FloatStates, States
+from .states import BinaryCode, BinaryStates, States
 
 Form = Literal["atlas", "deformer", "btr"]
 
@@ -26,6 +27,9 @@ class ReaderEngine:
     - `deformer`: passages are float states kept at the cut, the query goes through the lower layers alone;
     - `btr`: the same with packed bits.
 
+    Everything else is the same code for all of them. An engine is made for the weights as they are: after moving or
+    replacing them, make another.
+
     Decomposition: DeFormer (Cao et al. 2020); binary states: BTR (arXiv 2310.01329).
 
     >>> engine = ReaderEngine(reader, "btr", Compression(joint=0.8, decoder=0.5))  # doctest: +SKIP
@@ -34,19 +38,27 @@ class ReaderEngine:
     """
 
     def __init__(
-        self, reader: Reader, form: Form, compression: Compression = PRESETS["none"], precision: str = "exact"
+        self,
+        reader: Reader,
+        form: Form,
+        compression: Compression = PRESETS["none"],
+        precision: str = "exact",
+        linears: LinearPrecision = "float",
     ):
-        """compression: its joint and decoder shares apply here; precision: of the projections of bits.
+        """compression: its joint and decoder shares apply here. precision: of the projections of bits. linears: of all
+        other projections; `int8` quantizes weights and inputs (see `Int8Linears`), on a CPU only.
 
         Raises `ValueError` for the `btr` form of a reader that was not calibrated.
         """
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        for name, value, known in (("form", form, Form), ("linears", linears, LinearPrecision)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         self.form = form
         self.reader = reader
         self.compression = compression
-        self.encoder = FusionEncoder(reader.model)
-        self.decoder = GreedyDecoder(reader.model)
+        apply = float_linear if linears == "float" else Int8Linears()
+        self.encoder = FusionEncoder(reader.model, apply)
+        self.decoder = GreedyDecoder(reader.model, apply)
         self._code = None
         if form == "btr":
             if reader.residual_scale is None:
@@ -58,6 +70,7 @@ class ReaderEngine:
         """The decoder's memory of B queries over their passages. Their content is what the form reads."""
         clock = clock or StageClock()
         settings = self.reader.settings
+        query, passages = query.to(self.reader.device), passages.to(self.reader.device)
         if query.ids.shape[0] != passages.sizes.shape[0]:
             raise ValueError(f"passages are of {passages.sizes.shape[0]} queries, but there are {query.ids.shape[0]}")
         first_layer = 0 if self.form == "atlas" else settings.cut_layer
@@ -77,14 +90,14 @@ class ReaderEngine:
             _check_content(
                 content, self.form, "int64 ids (B, P, T)", content.dtype == torch.int64 and content.ndim == 3
             )
-            return FloatStates(self.encoder.embedding(content))
+            return self.encoder.floats(self.encoder.embedding(content))
         if content.dtype == torch.uint8 and self._code is not None:
             right = content.ndim == 4 and content.shape[-1] == -(-d // 8)
             _check_content(content, self.form, f"uint8 bits (B, P, T, {-(-d // 8)})", right)
             return BinaryStates(content, self._code)
         right = content.is_floating_point() and content.ndim == 4 and content.shape[-1] == d
         _check_content(content, self.form, f"float states (B, P, T, {d})", right)
-        return FloatStates(content)
+        return self.encoder.floats(content.to(self.reader.dtype))
 
     @torch.inference_mode()
     def cross_memory(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> CrossMemory:

@@ -50,6 +50,19 @@ class Reader:
     def config(self) -> T5Config:
         return self.model.config
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.shared.weight.dtype
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Reader:
+        """The reader on a device, its weights in `dtype` (as they are if it is None). The model itself is moved."""
+        scale = None if self.residual_scale is None else self.residual_scale.to(device)
+        return replace(self, model=self.model.to(device=device, dtype=dtype), residual_scale=scale)
+
     def with_settings(self, settings: ReaderSettings) -> Reader:
         """The same weights cut elsewhere; the scale belongs to the old cut and is dropped where the cut changes."""
         scale = self.residual_scale if settings == self.settings else None

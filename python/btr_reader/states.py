@@ -111,8 +111,9 @@ class BinaryCode:
         )
 
     def residual(self, bits: Tensor) -> Tensor:
-        """uint8 `(..., w)` -> float32 `(..., d)`."""
-        return btr_kernels.unpack_bits(bits, self.residual_scale.shape[0], scale=self.residual_scale)
+        """uint8 `(..., w)` -> `(..., d)` in the model's dtype."""
+        scale = self.residual_scale
+        return btr_kernels.unpack_bits(bits, scale.shape[0], scale=scale, dtype=self.norm.weight.dtype)
 
     def project(self, bits: Tensor) -> tuple[Tensor, ...]:
         """uint8 `(..., w)` -> `linear(norm_scale * (±1))`, `(..., N)`, of each of `linears`."""

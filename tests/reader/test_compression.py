@@ -79,8 +79,8 @@ def test_a_token_of_size_s_counts_as_s_equal_tokens(reader):
     bias_of_repeated = attention_bias(
         by_distance, torch.ones(1, 6, dtype=torch.int32), positions[:, [0, 1, 1, 1, 2, 3]]
     )
-    merged = encoder._attention(0, distinct, bias_of_merged)
-    plain = encoder._attention(0, repeated, bias_of_repeated)
+    merged, _ = encoder._attention(0, distinct, bias_of_merged)
+    plain, _ = encoder._attention(0, repeated, bias_of_repeated)
     torch.testing.assert_close(merged, plain[:, [0, 1, 4, 5]], rtol=1e-5, atol=1e-5)
 
 
