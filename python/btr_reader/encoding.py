@@ -50,6 +50,7 @@ class PassageEncoder:
         return StoreSettings(
             reader=self.reader.fingerprint(),
             corpus=corpus,
+            vocabulary=self.reader.tokenizer.vocabulary_size,
             channels=self.reader.config.d_model,
             cut=self.reader.settings,
             kind=self.kind,

@@ -72,7 +72,7 @@ def test_from_nothing_to_metrics(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "complete" in shown
     assert "attention_output of encoder layer 2" in shown
-    assert "bytes per token read" in shown
+    assert "per token read" in shown
     assert run("store", "verify", tmp_path / "s") == 0
     assert "intact" in capsys.readouterr().out
     reading = ("--reader", tmp_path / "r", "--store", tmp_path / "s", "--questions", tmp_path / "c" / "questions.jsonl")

@@ -53,7 +53,7 @@ def test_states_are_those_of_the_reader(reader, corpus, tmp_path, passages, kind
     flips = 0
     for row, passage in enumerate(passages):
         ids, expected = states_of(reader, passage, 32)
-        assert store.passage(passage.id)[1].tolist() == ids.tolist()
+        assert store.passage(passage.id).token_ids.tolist() == ids.tolist()
         assert batch.sizes[0, row].tolist() == [1] * len(ids) + [0] * (batch.sizes.shape[2] - len(ids))
         got = batch.content[0, row, : len(ids)]
         if kind == "binary":
@@ -78,13 +78,13 @@ def test_merged_states_are_those_of_the_matching(reader, store_directory, passag
         bits = btr_kernels.pack_bits(states)
         plan = btr_kernels.match_tokens(bits, 0.5)
         merged, sizes = btr_kernels.merge_bits(bits, plan)
-        stored, token_ids, slots = store.passage(passage.id)
-        assert token_ids.tolist() == ids.tolist()
-        assert slots.tolist() == plan.slot[0].tolist()
-        assert torch.equal(stored, merged[0])
+        stored = store.passage(passage.id)
+        assert stored.token_ids.tolist() == ids.tolist()
+        assert stored.slots.tolist() == plan.slot[0].tolist()
+        assert torch.equal(stored.states, merged[0])
         batch = store.fetch([[passage.id]])
         assert batch.sizes[0].tolist() == sizes.tolist()
-        first = [plan.slot[0].tolist().index(slot) for slot in range(len(stored))]
+        first = [plan.slot[0].tolist().index(slot) for slot in range(len(stored.states))]
         assert batch.positions[0, 0].tolist() == first
 
 
@@ -256,21 +256,22 @@ def assign(name, index, value):
     [
         (drop("slots"), "tensor slots must be"),
         (drop("id_bytes"), "tensor id_bytes must be"),
-        (lambda t: t.update(states=t["states"].to(torch.int16)), "tensor states must be torch.uint8"),
+        (lambda t: t.update(states=t["states"].to(torch.int16)), "tensor states must be uint8"),
         (lambda t: t.update(states=t["states"][:-1].clone()), "tensor states must be"),
-        (assign("state_offsets", 2, 10**9), "state_offsets must rise"),
-        (assign("token_offsets", 0, -1), "token_offsets must rise"),
-        (assign("id_offsets", -1, 3), "id_offsets must rise"),
-        (assign("slots", 3, 400), "slots of passage 0 must be in"),
-        (assign("slots", 3, -1), "slots of passage 0 must be in"),
+        (assign("lengths", 2, 60000), "lengths must be at least 1 each and"),
+        (assign("lengths", 0, 0), "lengths must be at least 1 each and"),
+        (assign("kept_lengths", 1, 0), "kept_lengths must be at least 1 each and"),
+        (assign("id_lengths", -1, 3), "id_lengths must be at least 0 each and"),
+        (assign("slots", 3, 200), "a slot is not below"),
         (lambda t: t["slots"][:32].fill_(0), "states that no token went to"),
         (assign("id_bytes", 0, 0xFF), "not UTF-8"),
+        (assign("token_ids", 0, 60000), "token ids must be in 0.."),
         (assign("states", (0, -1), 0xFF), "pad bits beyond channel 44"),
     ],
 )
 def test_an_inconsistent_shard_is_named(store_copy, change, match):
     rewrite(store_copy / "shard-00001.safetensors", change)
-    with pytest.raises(ValueError, match=f"shard-00001.safetensors: damaged shard: .*{match}"):
+    with pytest.raises(ValueError, match=f"shard-00001.safetensors: damaged file: .*{match}"):
         Store(store_copy).verify(1)
 
 
@@ -288,13 +289,13 @@ def test_tampering_and_truncation_are_named(store_copy):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-00002.safetensors: damaged shard: its SHA-256"):
+    with pytest.raises(ValueError, match=r"shard-00002.safetensors: damaged file: its SHA-256"):
         Store(store_copy).verify(2)
     path.write_bytes(content[:-10])
-    with pytest.raises(ValueError, match=r"shard-00002.safetensors: damaged shard: \d+ bytes, expected \d+"):
+    with pytest.raises(ValueError, match=r"shard-00002.safetensors: damaged file: \d+ bytes, expected \d+"):
         Store(store_copy)
     path.unlink()
-    with pytest.raises(ValueError, match=r"shard-00002.safetensors: the shard is missing"):
+    with pytest.raises(ValueError, match=r"shard-00002.safetensors: the file is missing"):
         Store(store_copy)
 
 
@@ -303,14 +304,15 @@ def test_a_broken_safetensors_header_is_named(store_copy):
     content = bytearray(path.read_bytes())
     content[:8] = (2**40).to_bytes(8, "little")
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-00000.safetensors: damaged shard"):
+    with pytest.raises(ValueError, match=r"shard-00000.safetensors: damaged file"):
         Store(store_copy).fetch([["x"]])
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 2}, "version 2 is newer than the 1"),
+        ({"version": 3}, "version 3 is newer than the 2"),
+        ({"version": 1}, "version 1 is no longer read"),
         ({"version": "1"}, "damaged manifest: version '1'"),
         ({"format": "zip"}, "not the manifest of a btr-store"),
         ({"shards": {}}, "shards must be a list"),
@@ -358,8 +360,8 @@ def test_encoder_arguments_are_named(reader, passages):
     for match, arguments in [
         ("kind must be one of", {"kind": "int4"}),
         ("keep: the share", {"keep": 0.0}),
-        ("passage_length must be in 2..32767", {"passage_length": 1}),
-        ("passage_length must be in 2..32767", {"passage_length": 40000}),
+        ("passage_length must be in 2..65535", {"passage_length": 1}),
+        ("passage_length must be in 2..65535", {"passage_length": 70000}),
     ]:
         with pytest.raises(ValueError, match=match):
             PassageEncoder(reader, **arguments)
@@ -387,8 +389,8 @@ def test_long_and_short_passages(reader, tmp_path):
     encode_corpus(encoder_of(reader, passage_length=16), corpus, tmp_path / "s", progress=False)
     store = Store(tmp_path / "s")
     assert store.passage_ids() == ["long", "short", "7"]
-    _, ids, _ = store.passage("long")
+    ids = store.passage("long").token_ids
     assert len(ids) == 16
     assert ids[-1] == 1
-    assert pad_passages([[store.passage("short")[1].tolist()]]).content[0, 0, -1] == 1
+    assert pad_passages([[store.passage("short").token_ids]]).content[0, 0, -1] == 1
     assert [p.id for p in read_passages(corpus)] == ["long", "short", "7"]

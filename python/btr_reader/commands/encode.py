@@ -36,7 +36,7 @@ def encode(
     """
     from ..encoding import PassageEncoder, encode_corpus
     from ..reader import load_reader
-    from ..store import Store
+    from ..store import store_report
     from .calibrate import calibrate_directory
 
     loaded = load_reader(reader)
@@ -44,7 +44,8 @@ def encode(
         calibrate_directory(loaded, reader, passages, passage_length)
     encoder = PassageEncoder(loaded, kind, keep, passage_length)
     added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size)
-    store = Store(out)
-    size = store.manifest.total("bytes")
-    per_token = size / max(1, store.manifest.total("original_tokens"))
-    print(f"{out}: {added} passages added, {len(store)} in all, {size} bytes, {per_token:.1f} bytes per token")
+    report = store_report(out)
+    print(
+        f"{out}: {added} passages added, {report['passages']} in all, {report['bytes']['total']} bytes, "
+        f"{report['bytes_per_token']['total']:.1f} bytes per token"
+    )

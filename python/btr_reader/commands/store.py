@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
 
-def info(store: Positional[Path], /) -> None:
-    """Shows what is in a store and how many bytes a token takes.
+def info(store: Positional[Path], /, json: Path | None = None) -> None:
+    """Shows what is in a store and how many bytes a token takes, by component.
 
     Args:
         store: The store directory.
+        json: File to write the sizes to.
     """
-    from ..store import load_manifest
+    from ..store import load_manifest, store_report
 
     manifest = load_manifest(store)
     settings = manifest.settings
-    total_bytes = manifest.total("bytes")
-    tokens, originals = manifest.total("tokens"), manifest.total("original_tokens")
-    float_bytes = 4 * settings.channels
+    report = store_report(store)
     rows = {
         "store": str(store),
         "state": "complete" if manifest.complete else "incomplete: run the same btr encode again to continue",
@@ -27,20 +27,30 @@ def info(store: Positional[Path], /) -> None:
         "channels": f"{settings.channels}",
         "cut": f"{settings.cut.cut_point} of encoder layer {settings.cut.cut_layer}",
         "shards": f"{len(manifest.shards)} of up to {settings.shard_passages} passages",
-        "passages": f"{manifest.total('passages')} (cut to {settings.passage_length} tokens)",
-        "tokens": f"{originals} read, {tokens} kept (share kept per passage: {settings.keep})",
-        "bytes": f"{total_bytes}",
+        "passages": f"{report['passages']} (cut to {settings.passage_length} tokens)",
+        "tokens": f"{report['original_tokens']} read, {report['tokens']} kept (share per passage: {settings.keep})",
         "reader": settings.reader,
         "corpus": settings.corpus,
     }
-    if originals:
-        per_token = total_bytes / originals
-        rows["bytes per token read"] = (
-            f"{per_token:.1f}, ids and offsets included; float32 states: {float_bytes} ({float_bytes / per_token:.1f}x)"
-        )
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
+    if report["original_tokens"]:
+        print(_size_table(report))
+    if json is not None:
+        from json import dumps
+
+        json.write_text(dumps(report, indent=2) + "\n")
+
+
+def _size_table(report: dict[str, Any]) -> str:
+    lines = ["", f"{'':<14}{'bytes':>16}{'per token read':>18}"]
+    for name, size in report["bytes"].items():
+        lines.append(f"{name:<14}{size:>16,}{report['bytes_per_token'][name]:>18.2f}")
+    for kind in ("float32", "float16"):
+        floats = report[kind]
+        lines.append(f"DeFormer's {kind} states take {floats['bytes_per_token']} a token: {floats['ratio']:.1f}x")
+    return "\n".join(lines)
 
 
 def verify(store: Positional[Path], /) -> None:

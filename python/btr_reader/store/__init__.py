@@ -1,7 +1,8 @@
-"""The on-disk store of encoded passages (format: `manifest`)."""
+"""The on-disk store of encoded passages (format: `manifest`, `layout`)."""
 
-from .manifest import KINDS, Kind, Manifest, StoreSettings, load_manifest
-from .shard import MAX_PASSAGE_LENGTH, EncodedPassage
+from .accounting import store_report
+from .manifest import KINDS, MAX_PASSAGE_LENGTH, Kind, Manifest, StoreSettings, load_manifest
+from .shard import EncodedPassage
 from .store import Store
 from .writer import StoreWriter
 
@@ -15,4 +16,5 @@ __all__ = [
     "StoreSettings",
     "StoreWriter",
     "load_manifest",
+    "store_report",
 ]

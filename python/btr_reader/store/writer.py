@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .manifest import MANIFEST_FILE, Manifest, Shard, StoreSettings, load_manifest, write_durably
-from .shard import EncodedPassage, check_size, pack_shard
+from .files import write_file
+from .manifest import MANIFEST_FILE, Manifest, StoreSettings, load_manifest
+from .shard import EncodedPassage, pack_shard
 
 _LOCK_FILE = ".lock"
 
@@ -65,7 +65,7 @@ class StoreWriter:
         if different:
             raise ValueError(f"{self.directory}: the store was begun with other settings: {'; '.join(different)}")
         for shard in found.shards:
-            check_size(self.directory / shard.file, shard)
+            shard.check_size(self.directory)
         for leftover in self.directory.glob("*.tmp"):
             leftover.unlink()
         self._manifest = found
@@ -87,17 +87,9 @@ class StoreWriter:
 
     def add_shard(self, passages: Sequence[EncodedPassage]) -> None:
         """Writes the next shard and then the manifest that names it. Raises `OSError` where the disk is full."""
-        content = pack_shard(passages, self._settings)
         name = f"shard-{self.shards:05d}.safetensors"
-        write_durably(self.directory / name, content)
-        shard = Shard(
-            file=name,
-            bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            passages=len(passages),
-            tokens=sum(len(passage.states) for passage in passages),
-            original_tokens=sum(len(passage.token_ids) for passage in passages),
-        )
+        content, shard = pack_shard(passages, self._settings, name)
+        shard = replace(shard, **asdict(write_file(self.directory, name, content)))
         manifest = self._manifest.with_shard(shard)
         manifest.save(self.directory)
         self._manifest = manifest

@@ -1,0 +1,81 @@
+"""How long `Store.fetch` takes: 40 passages of 200 tokens out of a store of 4,000, from a warm page cache.
+
+    python benchmarks/store_fetch.py [--channels 768] [--fetches 1000]
+
+Bits and token ids are random: what a fetch costs depends on sizes alone. Every fetch is of other passages, from all
+shards; the whole store was read before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from btr_reader.settings import ReaderSettings
+from btr_reader.store import EncodedPassage, Store, StoreSettings, StoreWriter
+
+PASSAGES, SHARD_PASSAGES, READ, LENGTH, VOCABULARY = 4000, 256, 40, 200, 32128
+STORES = {
+    "bits": {},
+    "bits, half the tokens": {"keep": 0.5},
+    "float16": {"kind": "float16"},
+}
+
+
+def make_store(out: Path, channels: int, changes: dict) -> Store:
+    settings = {"kind": "binary", "keep": 1.0, **changes}
+    settings = StoreSettings(
+        reader="", corpus="", vocabulary=VOCABULARY, channels=channels, cut=ReaderSettings(9), passage_length=LENGTH,
+        shard_passages=SHARD_PASSAGES, **settings,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    kept = int(LENGTH * settings.keep)
+    slots = None if settings.keep == 1 else torch.arange(LENGTH) % kept
+    with StoreWriter(out, settings) as writer:
+        for start in range(0, PASSAGES, SHARD_PASSAGES):
+            count = min(SHARD_PASSAGES, PASSAGES - start)
+            if settings.kind == "binary":
+                states = random.integers(0, 256, (count, kept, -(-channels // 8)), dtype=np.uint8)
+            else:
+                states = random.standard_normal((count, kept, channels), dtype=np.float32)
+            ids = random.integers(0, VOCABULARY, (count, LENGTH))
+            writer.add_shard(
+                [
+                    EncodedPassage(f"passage-{start + i}", torch.from_numpy(states[i]), ids[i].tolist(), slots)
+                    for i in range(count)
+                ]
+            )
+        writer.finish()
+    return Store(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--channels", type=int, default=768)
+    parser.add_argument("--fetches", type=int, default=1000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'store':<36}{'median ms':>10}{'p90':>8}{'p99':>8}{'max':>8}")
+    for name, changes in STORES.items():
+        with TemporaryDirectory() as scratch:
+            store = make_store(Path(scratch) / "store", arguments.channels, changes)
+            ids = store.passage_ids()
+            for start in range(0, PASSAGES, READ):
+                store.fetch([ids[start : start + READ]])
+            random, seconds = np.random.default_rng(1), []
+            for _ in range(arguments.fetches):
+                wanted = [ids[i] for i in random.choice(PASSAGES, READ, replace=False)]
+                begin = time.perf_counter()
+                store.fetch([wanted])
+                seconds.append(time.perf_counter() - begin)
+            figures = 1000 * np.percentile(seconds, [50, 90, 99, 100])
+            print(f"{name:<36}{figures[0]:>10.3f}" + "".join(f"{figure:>8.3f}" for figure in figures[1:]))
+
+
+if __name__ == "__main__":
+    main()
