@@ -6,7 +6,7 @@ Where things are:
     tokenizer, settings, model        vocabulary, shapes and cut, weights; reader: all three in a directory
     attention, states, encoder        the encoder in all its forms; decoder: greedy answers; engine: both together
     compression                       merging of similar tokens
-    encoding, store                   the offline part and what it writes; answering: questions over a store
+    encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
     atlas_checkpoint                  original checkpoints
     benchmark, benchmark_report       end-to-end throughput
     cli, commands                     the command `btr`

@@ -16,9 +16,20 @@ from .batches import pad_passages
 from .compression import check_keep
 from .digests import file_digest
 from .encoder import FusionEncoder
+from .offline_merging import offline_plan
 from .passages import Passage, read_passages
 from .reader import Reader
-from .store import KINDS, MAX_PASSAGE_LENGTH, EncodedPassage, Kind, StoreSettings, StoreWriter
+from .store import (
+    KINDS,
+    MANIFEST_FILE,
+    MAX_ID_BYTES,
+    MAX_PASSAGE_LENGTH,
+    EncodedPassage,
+    Kind,
+    Store,
+    StoreSettings,
+    StoreWriter,
+)
 
 # Passages used to measure rho: a mean over some ten thousands of tokens moves by less than a percent with more.
 CALIBRATION_PASSAGES = 256
@@ -28,10 +39,20 @@ class PassageEncoder:
     """Encodes batches of passages as a reader's store keeps them.
 
     kind: `binary`, `float32` or `float16`; keep: share of a passage's tokens kept; passage_length: tokens a passage is
-    cut to, end token included. Raises `ValueError` for values out of range.
+    cut to, end token included; same_id_first: tokens of one vocabulary id are merged before others (`offline_plan`);
+    original_ids: whether a store keeps the ids that were read. Raises `ValueError` for values out of range.
     """
 
-    def __init__(self, reader: Reader, kind: Kind = "binary", keep: float = 1.0, passage_length: int = 200):
+    def __init__(
+        self,
+        reader: Reader,
+        kind: Kind = "binary",
+        keep: float = 1.0,
+        passage_length: int = 200,
+        *,
+        same_id_first: bool = False,
+        original_ids: bool = True,
+    ):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         check_keep("keep", keep)
@@ -41,6 +62,8 @@ class PassageEncoder:
         self.kind = kind
         self.keep = float(keep)
         self.passage_length = passage_length
+        self.same_id_first = same_id_first
+        self.original_ids = original_ids
         self._encoder = FusionEncoder(reader.model)
 
     def store_settings(self, corpus: str, shard_passages: int) -> StoreSettings:
@@ -55,6 +78,8 @@ class PassageEncoder:
             cut=self.reader.settings,
             kind=self.kind,
             keep=self.keep,
+            same_id_first=self.same_id_first,
+            original_ids=self.original_ids,
             passage_length=self.passage_length,
             shard_passages=shard_passages,
         )
@@ -83,7 +108,8 @@ class PassageEncoder:
         if self.keep < 1 or self.kind == "binary":
             bits = btr_kernels.pack_bits(states)
         if self.keep < 1:
-            plan = btr_kernels.match_tokens(bits, self.keep, lengths)
+            padded = pad_passages([ids]).content[0]
+            plan = offline_plan(bits, padded, lengths, self.keep, self.same_id_first)
             kept, slots = plan.lengths, plan.slot
             if self.kind == "binary":
                 bits, _ = btr_kernels.merge_bits(bits, plan)
@@ -108,24 +134,42 @@ def encode_corpus(
     *,
     shard_passages: int = 1024,
     batch_size: int = 32,
+    append: bool = False,
     progress: bool = True,
 ) -> int:
     """Encodes a JSON-lines corpus into a store and returns how many passages this call added.
 
     Continues after the last complete shard of an interrupted run; the result is the same, to the byte, as without the
-    interruption. Raises `ValueError` for a store begun with other settings, naming them.
+    interruption. append: adds the corpus to a complete store of another one; passage ids must differ. Raises
+    `ValueError` for a store begun with other settings, naming them, and for passages that do not fit into it.
     """
     settings = encoder.store_settings(file_digest(corpus), shard_passages)
     # The whole file is checked first: a malformed line must not come up after hours, when mending it would change the
     # corpus that the store was begun with.
-    total = sum(1 for _ in read_passages(corpus))
-    with StoreWriter(out, settings) as writer:
+    total = _check_corpus(corpus, out if append else None, settings.corpus)
+    with StoreWriter(out, settings, append) as writer:
         if writer.complete:
             return 0
-        done = writer.shards * shard_passages
-        passages = itertools.islice(read_passages(corpus), done, None)
-        with tqdm(desc="encode", unit=" passages", total=total, initial=done, disable=not progress) as bar:
+        passages = itertools.islice(read_passages(corpus), writer.done, None)
+        with tqdm(desc="encode", unit=" passages", total=total, initial=writer.done, disable=not progress) as bar:
             return fill_store(encoder, passages, writer, batch_size, bar)
+
+
+def _check_corpus(corpus: str | Path, store: str | Path | None, digest: str) -> int:
+    """The number of passages; `ValueError` where one is malformed, or is in a store that it is to be appended to."""
+    present: frozenset[str] = frozenset()
+    if store is not None and (Path(store) / MANIFEST_FILE).is_file():
+        store = Store(store)
+        if digest not in (known.sha256 for known in store.manifest.corpora):
+            present = frozenset(store.passage_ids())
+    total = 0
+    for passage in read_passages(corpus):
+        total += 1
+        if passage.id in present:
+            raise ValueError(f"{corpus}: passage id {passage.id!r} is in the store {store.directory} already")
+        if len(passage.id.encode()) > MAX_ID_BYTES:
+            raise ValueError(f"{corpus}: passage id {passage.id[:40]!r}... is longer than {MAX_ID_BYTES} bytes")
+    return total
 
 
 def fill_store(

@@ -210,7 +210,51 @@ def test_other_settings_are_refused_and_named(reader, make_reader, corpus, store
     expect("reader is .*cut is", encoder_of(make_reader(3)))
     other = tmp_path / "other.jsonl"
     other.write_text(corpus.read_text() + "\n")
-    expect("corpus is", encoder_of(reader), other)
+    expect("complete: corpus is", encoder_of(reader), other)
+
+
+def test_a_second_corpus_is_appended(reader, corpus, store_copy, tmp_path, passages):
+    more = tmp_path / "more.jsonl"
+    write_jsonl(more, ({"id": f"more-{p.id}", "title": p.title, "text": p.text} for p in passages[:20]))
+
+    def encode(file, encoder, **options):
+        return encode_corpus(encoder, file, store_copy, shard_passages=16, progress=False, **options)
+
+    with pytest.raises(ValueError, match="append to add another"):
+        encode(more, encoder_of(reader))
+    with pytest.raises(ValueError, match="same_id_first is False, asked for True"):
+        encode(more, encoder_of(reader, same_id_first=True), append=True)
+    repeated = tmp_path / "repeated.jsonl"
+    repeated.write_text(more.read_text() + corpus.read_text().splitlines()[7] + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"passage id {passages[7].id!r} is in the store")):
+        encode(repeated, encoder_of(reader), append=True)
+    assert encode(more, encoder_of(reader), append=True) == 20
+    assert encode(more, encoder_of(reader), append=True) == 0
+    assert encode(corpus, encoder_of(reader)) == 0
+    store = Store(store_copy)
+    assert store.passage_ids() == [p.id for p in passages] + [f"more-{p.id}" for p in passages[:20]]
+    batch = store.fetch([[passages[3].id, f"more-{passages[3].id}"]])
+    # The same text in another batch: padding may flip the sign of a channel that is all but zero.
+    assert int(btr_kernels.hamming_distance(*batch.content[0].split(1)).diagonal(dim1=1, dim2=2).sum()) <= 2
+
+
+def test_equal_ids_first_merges_equal_ids(reader, corpus, tmp_path):
+    encoder = encoder_of(reader, same_id_first=True, keep=0.9, original_ids=False)
+    encode_corpus(encoder, corpus, tmp_path / "first", progress=False)
+    encode_corpus(encoder_of(reader, keep=1.0), corpus, tmp_path / "plain", progress=False)
+    first, plain = Store(tmp_path / "first"), Store(tmp_path / "plain")
+    pairs = 0
+    for passage_id in first.passage_ids():
+        slots, ids = first.passage(passage_id).slots, plain.passage(passage_id).token_ids
+        repeats = len(ids) - ids.unique().numel()
+        surplus = len(ids) - len(first.passage(passage_id).states)
+        merged = [ids[slots == slot].unique().numel() == 1 for slot in slots.unique()]
+        if repeats >= surplus:
+            assert all(merged)
+            pairs += surplus
+    assert pairs > 10
+    with pytest.raises(ValueError, match="--original-ids drop"):
+        first.fetch_tokens([[passage_id]])
 
 
 def test_two_writers_are_refused(reader, store_copy):

@@ -27,6 +27,8 @@ PLAIN = StoreSettings(
     cut=ReaderSettings(2),
     kind="binary",
     keep=1.0,
+    same_id_first=False,
+    original_ids=True,
     passage_length=30,
     shard_passages=4,
 )
@@ -55,7 +57,7 @@ def random_passages(wanted: StoreSettings, count: int, seed: int = 0) -> list[En
 
 def write(directory: Path, wanted: StoreSettings, passages: list[EncodedPassage]) -> None:
     with StoreWriter(directory, wanted) as writer:
-        for first in range(writer.shards * wanted.shard_passages, len(passages), wanted.shard_passages):
+        for first in range(writer.done, len(passages), wanted.shard_passages):
             writer.add_shard(passages[first : first + wanted.shard_passages])
         if not writer.complete:
             writer.finish()
@@ -66,6 +68,7 @@ layouts = st.builds(
     st.just(PLAIN),
     kind=st.sampled_from(["binary", "float32", "float16"]),
     keep=st.sampled_from([1.0, 0.5]),
+    original_ids=st.booleans(),
     vocabulary=st.sampled_from([90, 70_000]),
     channels=st.sampled_from([20, 24]),
     passage_length=st.sampled_from([30, 300]),
@@ -83,14 +86,24 @@ def test_what_is_written_is_read_back(tmp_path_factory, wanted, seed):
     for passage in passages:
         found = store.passage(passage.id)
         assert torch.equal(found.states, passage.states)
-        assert found.token_ids.tolist() == passage.token_ids
+        assert (None if found.token_ids is None else found.token_ids.tolist()) == (
+            passage.token_ids if wanted.original_ids else None
+        )
         assert (found.slots is None) == (passage.slots is None)
         if found.slots is not None:
             assert torch.equal(found.slots, passage.slots)
     asked = [[passages[8], passages[0], passages[0]], [passages[5]]]
     batch = store.fetch([[p.id for p in row] for row in asked])
-    tokens = store.fetch_tokens([[p.id for p in row] for row in asked])
-    assert batch.content.shape[:2] == tokens.content.shape[:2] == (2, 3)
+    assert batch.content.shape[:2] == (2, 3)
+    if wanted.original_ids:
+        tokens = store.fetch_tokens([[p.id for p in row] for row in asked])
+        for query, row in enumerate(asked):
+            for number, passage in enumerate(row):
+                read = tokens.content[query, number, : len(passage.token_ids)]
+                assert read.tolist() == passage.token_ids
+    else:
+        with pytest.raises(ValueError, match="--original-ids drop"):
+            store.fetch_tokens([[passages[0].id]])
     for query, row in enumerate(asked):
         for number in range(3):
             if number >= len(row):
@@ -100,7 +113,6 @@ def test_what_is_written_is_read_back(tmp_path_factory, wanted, seed):
             passage, kept = row[number], len(row[number].states)
             assert torch.equal(batch.content[query, number, :kept], passage.states.to(batch.content.dtype))
             assert not batch.content[query, number, kept:].any()
-            assert tokens.content[query, number, : len(passage.token_ids)].tolist() == passage.token_ids
             slots = range(kept) if passage.slots is None else passage.slots.tolist()
             for slot in range(kept):
                 members = [position for position, went_to in enumerate(slots) if went_to == slot]
@@ -113,7 +125,9 @@ def test_what_is_written_is_read_back(tmp_path_factory, wanted, seed):
     assert report["bytes"]["total"] == sum(path.stat().st_size for path in directory.iterdir())
     assert min(report["bytes"].values()) >= 0
     assert report["bytes"]["overhead"] < 4000
-    assert report["bytes"]["token ids"] == report["original_tokens"] * (2 if wanted.vocabulary == 90 else 4)
+    assert report["bytes"]["token ids"] == report["original_tokens"] * (
+        0 if not wanted.original_ids else 2 if wanted.vocabulary == 90 else 4
+    )
 
 
 def test_passages_that_do_not_fit_are_refused(tmp_path):
@@ -246,3 +260,32 @@ def test_damage_that_only_a_fetch_meets_is_an_error(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"shard-00000.safetensors: damaged file: a slot is not below"):
         Store(tmp_path).fetch([[passages[0].id]])
+
+
+def test_files_are_appended_one_after_the_other(tmp_path):
+    first, second = random_passages(PLAIN, 6, 1), random_passages(PLAIN, 5, 2)
+    other = replace(PLAIN, corpus="d")
+    with pytest.raises(ValueError, match="no store to append to"):
+        StoreWriter(tmp_path, PLAIN, append=True).__enter__()
+    with StoreWriter(tmp_path, PLAIN) as writer:
+        writer.add_shard(first[:4])
+    with pytest.raises(ValueError, match="incomplete: corpus is 'c', asked for 'd'; finish that one first"):
+        StoreWriter(tmp_path, other, append=True).__enter__()
+    write(tmp_path, PLAIN, first)
+    with pytest.raises(ValueError, match="complete: corpus is 'c', asked for 'd'; append to add another"):
+        StoreWriter(tmp_path, other).__enter__()
+    with pytest.raises(ValueError, match=r"other settings: keep is 1\.0, asked for 0\.5$"):
+        StoreWriter(tmp_path, replace(other, keep=0.5), append=True).__enter__()
+    with StoreWriter(tmp_path, other, append=True) as writer:
+        assert (writer.done, writer.complete) == (0, False)
+        writer.add_shard(second[:4])
+    assert len(Store(tmp_path)) == 10
+    with StoreWriter(tmp_path, other) as writer:
+        assert (writer.done, writer.complete) == (4, False)
+        writer.add_shard(second[4:])
+        writer.finish()
+    with StoreWriter(tmp_path, PLAIN) as writer:
+        assert writer.complete
+    store = Store(tmp_path)
+    assert [p.id for p in first + second] == store.passage_ids()
+    assert [(c.sha256, c.first_shard) for c in store.manifest.corpora] == [("c", 0), ("d", 2)]

@@ -20,6 +20,7 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
     manifest = load_manifest(store)
     settings = manifest.settings
     report = store_report(store)
+    first = ", equal ids first" if settings.same_id_first else ""
     rows = {
         "store": str(store),
         "state": "complete" if manifest.complete else "incomplete: run the same btr encode again to continue",
@@ -28,9 +29,9 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
         "cut": f"{settings.cut.cut_point} of encoder layer {settings.cut.cut_layer}",
         "shards": f"{len(manifest.shards)} of up to {settings.shard_passages} passages",
         "passages": f"{report['passages']} (cut to {settings.passage_length} tokens)",
-        "tokens": f"{report['original_tokens']} read, {report['tokens']} kept (share per passage: {settings.keep})",
+        "tokens": f"{report['original_tokens']} read, {report['tokens']} kept (share: {settings.keep}{first})",
         "reader": settings.reader,
-        "corpus": settings.corpus,
+        "corpus": ", ".join(corpus.sha256 for corpus in manifest.corpora),
     }
     width = max(map(len, rows))
     for name, value in rows.items():

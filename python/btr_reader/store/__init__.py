@@ -1,13 +1,24 @@
 """The on-disk store of encoded passages (format: `manifest`, `layout`)."""
 
 from .accounting import store_report
-from .manifest import KINDS, MAX_PASSAGE_LENGTH, Kind, Manifest, StoreSettings, load_manifest
+from .manifest import (
+    KINDS,
+    MANIFEST_FILE,
+    MAX_ID_BYTES,
+    MAX_PASSAGE_LENGTH,
+    Kind,
+    Manifest,
+    StoreSettings,
+    load_manifest,
+)
 from .shard import EncodedPassage
 from .store import Store
 from .writer import StoreWriter
 
 __all__ = [
     "KINDS",
+    "MANIFEST_FILE",
+    "MAX_ID_BYTES",
     "MAX_PASSAGE_LENGTH",
     "EncodedPassage",
     "Kind",

@@ -7,7 +7,8 @@ Tensors of a shard with p passages, n original and m kept tokens:
     kept_lengths   uint16 (p,): kept tokens of each passage; only where tokens are merged
     slots          uint8 (n,), uint16 where passages may be longer than 256: the row, counted from the passage's first,
                    that each original token went to; only where tokens are merged. Sizes and positions follow from it
-    token_ids      uint16 (n,), int32 for more than 65,536 ids: the token ids that were read, before merging
+    token_ids      uint16 (n,), int32 for more than 65,536 ids: the token ids that were read, before merging; only
+                   where the store keeps them
     id_bytes       uint8: the passage ids in UTF-8, one after the other
     id_lengths     uint16 (p,): bytes of each
 
@@ -50,10 +51,11 @@ def shard_layout(settings: StoreSettings, shard: Shard) -> dict[str, TensorLayou
     layout = {
         "states": states,
         "lengths": TensorLayout(np.uint16, (shard.passages,), "offsets"),
-        "token_ids": TensorLayout(token_id_dtype(settings), (shard.original_tokens,), "token ids"),
         "id_bytes": TensorLayout(np.uint8, (shard.id_bytes,), "passage ids"),
         "id_lengths": TensorLayout(np.uint16, (shard.passages,), "passage ids"),
     }
+    if settings.original_ids:
+        layout["token_ids"] = TensorLayout(_id_dtype(settings), (shard.original_tokens,), "token ids")
     if settings.keep < 1:
         slot = np.uint8 if settings.passage_length <= 256 else np.uint16
         layout["slots"] = TensorLayout(slot, (shard.original_tokens,), "slots")
@@ -61,5 +63,5 @@ def shard_layout(settings: StoreSettings, shard: Shard) -> dict[str, TensorLayou
     return layout
 
 
-def token_id_dtype(settings: StoreSettings) -> np.dtype:
+def _id_dtype(settings: StoreSettings) -> np.dtype:
     return np.uint16 if settings.vocabulary <= 2**16 else np.int32

@@ -26,7 +26,7 @@ MANIFEST_FILE = "manifest.json"
 Kind = Literal["binary", "float32", "float16"]
 KINDS = ("binary", "float32", "float16")
 # Lengths and slots have 16 bits.
-MAX_PASSAGE_LENGTH = 2**16 - 1
+MAX_PASSAGE_LENGTH = MAX_ID_BYTES = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Shard(StoredFile):
 class StoreSettings:
     """What determines every byte of a store; a store is only ever continued with the same settings.
 
-    reader, corpus: SHA-256 of the reader's offline part and of the passages file. vocabulary: number of token ids.
-    channels: d. keep: share of a passage's tokens kept. passage_length: tokens that a passage is cut to, the end token
-    included. shard_passages: passages in a full shard.
+    reader, corpus: SHA-256 of the reader's offline part and of the (first) passages file. vocabulary: number of token
+    ids. channels: d. keep: share of a passage's tokens kept; same_id_first: tokens of one vocabulary id are merged
+    before others. original_ids: whether the token ids that were read are kept. passage_length: tokens that a passage is
+    cut to, the end token included. shard_passages: passages in a full shard.
     """
 
     reader: str
@@ -55,17 +56,36 @@ class StoreSettings:
     cut: ReaderSettings
     kind: Kind
     keep: float
+    same_id_first: bool
+    original_ids: bool
     passage_length: int
     shard_passages: int
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """A passages file: its SHA-256, and the number of its first shard."""
+
+    sha256: str
+    first_shard: int
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A store's settings and its finished shards; `complete` once the whole corpus is in it."""
+    """A store's settings and its finished shards.
+
+    appended: passages files that were added after that of the settings. complete: whether all of the last one is in.
+    """
 
     settings: StoreSettings
     shards: tuple[Shard, ...] = field(default=())
+    appended: tuple[Corpus, ...] = field(default=())
     complete: bool = False
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """The passages files in the store, in order."""
+        return (Corpus(self.settings.corpus, 0), *self.appended)
 
     def total(self, name: str) -> int:
         """The sum of a number over all shards, such as `bytes`, `passages`, `tokens` or `original_tokens`."""
@@ -99,7 +119,10 @@ def load_manifest(store: Path) -> Manifest:
         settings = dict(_typed(record, "settings", dict))
         settings["cut"] = ReaderSettings.from_dict(settings.get("cut"), f"{path}: cut")
         shards = tuple(_file(entry, Shard) for entry in _typed(record, "shards", list))
-        return Manifest(_store_settings(settings), shards, _typed(record, "complete", bool))
+        appended = tuple(_from_record(entry, Corpus) for entry in _typed(record, "appended", list))
+        if any(corpus.first_shard > len(shards) for corpus in appended):
+            raise TypeError(f"appended names shards that are not there: {appended!r}")
+        return Manifest(_store_settings(settings), shards, appended, _typed(record, "complete", bool))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged manifest: {error}") from None
 

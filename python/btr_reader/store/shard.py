@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .files import check_tensor, map_tensors
 from .layout import shard_layout
-from .manifest import Shard, StoreSettings
+from .manifest import MAX_ID_BYTES, Shard, StoreSettings
 from .slots import first_tokens
 
 
@@ -21,13 +21,13 @@ from .slots import first_tokens
 class EncodedPassage:
     """What the store keeps of one passage.
 
-    states: uint8 `(kept, w)` or float `(kept, d)`. token_ids: the ids that were read, n of them. slots: int `(n,)`, the
-    row that each went to, None where none were merged.
+    states: uint8 `(kept, w)` or float `(kept, d)`. token_ids: the ids that were read, n of them; None when read from a
+    store that does not keep them. slots: int `(n,)`, the row that each went to, None where none were merged.
     """
 
     id: str
     states: Tensor
-    token_ids: Sequence[int] | Tensor
+    token_ids: Sequence[int] | Tensor | None
     slots: Tensor | None = None
 
 
@@ -50,7 +50,7 @@ def pack_shard(passages: Sequence[EncodedPassage], settings: StoreSettings, name
             "token id", np.concatenate([passage.token_ids for passage in passages]), 0, settings.vocabulary - 1
         ),
         "id_bytes": np.frombuffer(b"".join(ids), dtype=np.uint8),
-        "id_lengths": _checked("bytes of a passage id", list(map(len, ids)), 0, 2**16 - 1),
+        "id_lengths": _checked("bytes of a passage id", list(map(len, ids)), 0, MAX_ID_BYTES),
     }
     if "slots" in layout:
         slots = np.concatenate([passage.slots.numpy() for passage in passages])
@@ -86,7 +86,7 @@ class ShardFile:
         for name, expected in shard_layout(settings, entry).items():
             check_tensor(self.path, tensors, name, expected.dtype, expected.shape)
         self.states = tensors["states"]
-        self.token_ids = tensors["token_ids"]
+        self.token_ids = tensors["token_ids"] if settings.original_ids else None
         self.slots = tensors["slots"] if settings.keep < 1 else None
         self.token_offsets = self._offsets("lengths", tensors, entry.original_tokens)
         if self.slots is None:
@@ -116,8 +116,14 @@ class ShardFile:
         self.passage_ids()
         if self.slots is not None:
             first_tokens(self.slots, np.diff(self.token_offsets), np.diff(self.state_offsets), str(self.path))
-        if self.token_ids.max(initial=0) >= self._settings.vocabulary or self.token_ids.min(initial=0) < 0:
-            raise ValueError(f"{self.path}: damaged file: token ids must be in 0..{self._settings.vocabulary - 1}")
+        if self.token_ids is not None:
+            check_ids(self.token_ids, self._settings, str(self.path))
         pad = -self._settings.channels % 8
         if self._settings.kind == "binary" and pad and (self.states[:, -1] >> (8 - pad)).any():
             raise ValueError(f"{self.path}: damaged file: pad bits beyond channel {self._settings.channels} are set")
+
+
+def check_ids(token_ids: np.ndarray, settings: StoreSettings, where: str) -> None:
+    """`ValueError` naming `where` unless all token ids are in the vocabulary."""
+    if token_ids.max(initial=0) >= settings.vocabulary or token_ids.min(initial=0) < 0:
+        raise ValueError(f"{where}: damaged file: token ids must be in 0..{settings.vocabulary - 1}")

@@ -12,7 +12,7 @@ import torch
 
 from ..batches import PassageBatch, pad_passages
 from .manifest import load_manifest
-from .shard import EncodedPassage, ShardFile
+from .shard import EncodedPassage, ShardFile, check_ids
 from .slots import first_tokens
 
 _Place = tuple[ShardFile, int]
@@ -58,9 +58,7 @@ class Store:
         for number in range(len(self.manifest.shards)):
             for row, passage_id in enumerate(self.shard(number).passage_ids()):
                 if passage_id in places:
-                    raise ValueError(
-                        f"{self.shard(number).path}: damaged file: passage id {passage_id!r} occurs twice"
-                    )
+                    raise ValueError(f"{self.shard(number).path}: damaged file: passage id {passage_id!r} occurs twice")
                 places[passage_id] = (number, row)
         return places
 
@@ -81,7 +79,7 @@ class Store:
         return EncodedPassage(
             passage_id,
             torch.from_numpy(_Gathered([(shard, row)]).states),
-            torch.from_numpy(shard.token_ids[tokens].astype(np.int64)),
+            None if shard.token_ids is None else torch.from_numpy(self._token_ids(shard, row)),
             None if shard.slots is None else torch.from_numpy(shard.slots[tokens].astype(np.int64)),
         )
 
@@ -104,8 +102,18 @@ class Store:
         return PassageBatch(content, sizes, gathered.padded(gathered.positions, counts, np.int32))
 
     def fetch_tokens(self, passage_ids: Sequence[Sequence[str]]) -> PassageBatch:
-        """The token ids that the stored states were made from, int64 `(B, P, T)`: Atlas' input for the same text."""
-        return pad_passages([[self.passage(i).token_ids for i in row] for row in passage_ids])
+        """The token ids that the stored states were made from, int64 `(B, P, T)`: Atlas' input for the same text.
+
+        A missing id is a `KeyError`; a store that was encoded without original ids, a `ValueError`.
+        """
+        if not self.settings.original_ids:
+            raise ValueError(f"{self.directory}: encoded with --original-ids drop: it cannot give the tokens back")
+        return pad_passages([[self._token_ids(*self._place(i)) for i in row] for row in passage_ids])
+
+    def _token_ids(self, shard: ShardFile, row: int) -> np.ndarray:
+        ids = shard.token_ids[shard.token_offsets[row] : shard.token_offsets[row + 1]].astype(np.int64)
+        check_ids(ids, self.settings, str(shard.path))
+        return ids
 
     def verify(self, number: int) -> None:
         """Checks one shard's checksum and all that it holds; raises `ValueError` naming the file."""

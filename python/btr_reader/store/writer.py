@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .files import write_file
-from .manifest import MANIFEST_FILE, Manifest, StoreSettings, load_manifest
+from .manifest import MANIFEST_FILE, Corpus, Manifest, StoreSettings, load_manifest
 from .shard import EncodedPassage, pack_shard
 
 _LOCK_FILE = ".lock"
@@ -18,17 +18,19 @@ class StoreWriter:
     """Appends shards to a store directory; one writer at a time.
 
     Opening an existing store continues it; with other settings than it was begun with, it is a `ValueError` that names
-    them. A shard is complete when `add_shard` returns.
+    them. With `append`, a complete store takes the passages of another file, whose digest is settings.corpus. A shard
+    is complete when `add_shard` returns.
 
     >>> with StoreWriter("store/", settings) as writer:  # doctest: +SKIP
-    ...     for chunk in chunks[writer.shards:]:
+    ...     for chunk in chunked(passages[writer.done:], settings.shard_passages):
     ...         writer.add_shard(encode(chunk))
     ...     writer.finish()
     """
 
-    def __init__(self, directory: str | Path, settings: StoreSettings):
+    def __init__(self, directory: str | Path, settings: StoreSettings, append: bool = False):
         self.directory = Path(directory)
         self._settings = settings
+        self._append = append
         self._lock = None
         self._manifest = Manifest(settings)
 
@@ -58,6 +60,8 @@ class StoreWriter:
         if not (self.directory / MANIFEST_FILE).exists():
             if any(path.name != _LOCK_FILE and path.suffix != ".tmp" for path in self.directory.iterdir()):
                 raise ValueError(f"{self.directory}: not empty and not a store (no {MANIFEST_FILE})")
+            if self._append:
+                raise ValueError(f"{self.directory}: there is no store to append to")
             self._manifest.save(self.directory)
             return
         found = load_manifest(self.directory)
@@ -69,11 +73,30 @@ class StoreWriter:
         for leftover in self.directory.glob("*.tmp"):
             leftover.unlink()
         self._manifest = found
+        self._open_corpus()
+
+    def _open_corpus(self) -> None:
+        """Continues with the corpus that is being written, or begins to append another."""
+        found, wanted = self._manifest, self._settings.corpus
+        present = [corpus.sha256 for corpus in found.corpora]
+        if wanted == present[-1] or (wanted in present and found.complete):
+            return
+        if not found.complete:
+            raise ValueError(
+                f"{self.directory}: incomplete: corpus is {present[-1]!r}, asked for {wanted!r}; finish that one first"
+            )
+        if not self._append:
+            raise ValueError(
+                f"{self.directory}: complete: corpus is {present[-1]!r}, asked for {wanted!r}; append to add another"
+            )
+        manifest = replace(found, appended=(*found.appended, Corpus(wanted, len(found.shards))), complete=False)
+        manifest.save(self.directory)
+        self._manifest = manifest
 
     @property
-    def shards(self) -> int:
-        """Number of complete shards."""
-        return len(self._manifest.shards)
+    def done(self) -> int:
+        """Passages of the corpus at hand that are in complete shards."""
+        return sum(shard.passages for shard in self._manifest.shards[self._manifest.corpora[-1].first_shard :])
 
     @property
     def shard_passages(self) -> int:
@@ -87,7 +110,7 @@ class StoreWriter:
 
     def add_shard(self, passages: Sequence[EncodedPassage]) -> None:
         """Writes the next shard and then the manifest that names it. Raises `OSError` where the disk is full."""
-        name = f"shard-{self.shards:05d}.safetensors"
+        name = f"shard-{len(self._manifest.shards):05d}.safetensors"
         content, shard = pack_shard(passages, self._settings, name)
         shard = replace(shard, **asdict(write_file(self.directory, name, content)))
         manifest = self._manifest.with_shard(shard)
@@ -102,5 +125,6 @@ class StoreWriter:
 
 
 def _differences(found: StoreSettings, wanted: StoreSettings) -> list[str]:
-    old, new = asdict(found), asdict(wanted)
+    """What differs but for the corpus, of which a store may hold several."""
+    old, new = asdict(replace(found, corpus=wanted.corpus)), asdict(wanted)
     return [f"{name} is {old[name]!r}, asked for {new[name]!r}" for name in old if old[name] != new[name]]
