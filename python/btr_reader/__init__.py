@@ -5,10 +5,11 @@ Where things are:
     passages, tasks, corpus, jsonl    input formats; metrics, evaluation: scores
     tokenizer, settings, model        vocabulary, shapes and cut, weights; reader: all three in a directory
     attention, states, encoder        the encoder in all its forms; decoder: greedy answers; engine: both together
-    compression                       merging of similar tokens
+    linears, graphs, devices          what they run on: libraries of the projections, captured decoder steps
+    compression, cosine               merging of similar tokens
     encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
     atlas_checkpoint                  original checkpoints
-    benchmark, benchmark_report       end-to-end throughput
+    benchmark                         end-to-end throughput
     cli, commands                     the command `btr`
 
 The names below are imported on first use, so that `btr --help` does not wait for torch.

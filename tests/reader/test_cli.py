@@ -209,7 +209,9 @@ def test_a_store_of_another_reader_is_refused(store_directory, questions, make_r
 def test_bench_report(tmp_path, capsys):
     settings = ("--shape", "tiny", "--passages", 3, "--passage-length", 24, "--query-length", 8, "--new-tokens", 2)
     report, plot = tmp_path / "b.json", tmp_path / "b.svg"
-    assert run("bench", *settings, "--repeats", 2, "--threads", 1, "--json", report, "--plot", plot) == 0
+    sweep = tmp_path / "s.svg"
+    files = ("--json", report, "--plot", plot, "--sweep-plot", sweep)
+    assert run("bench", *settings, "--repeats", 2, "--threads", 1, *files) == 0
     shown = capsys.readouterr().out
     record = json.loads(report.read_text())
     assert record["shape"] == "tiny"
@@ -217,14 +219,22 @@ def test_bench_report(tmp_path, capsys):
     assert record["settings"]["preset"] == "aggressive"
     assert record["settings"]["keep"] == {"offline": 0.5, "joint": 0.8, "decoder": 0.5}
     assert record["settings"]["threads"] == 1
-    assert set(record["readers"]) == {"atlas", "deformer", "btr"}
+    assert list(record["readers"]) == ["atlas", "deformer", "atlas-int8", "btr", "btr-int8"]
     for name, measured in record["readers"].items():
         assert measured["queries_per_second"] == pytest.approx(1 / measured["seconds"])
         assert sum(measured["stages"].values()) <= measured["spread"]["maximum"] * 1.5
         assert all(seconds >= 0 for seconds in measured["stages"].values())
         assert measured["stages"]["decoding"] > 0
+        assert measured["latency"]["p50"] <= measured["latency"]["p90"] <= measured["latency"]["p99"]
+        assert measured["peak_memory"] is None or measured["peak_memory"] >= 0
         assert name in shown
-    assert set(record["speedup"]) == {"deformer", "btr"}
+    tokens = {name: measured["memory_tokens"] for name, measured in record["readers"].items()}
+    assert tokens["atlas"] == tokens["deformer"] == 3 * (24 + 8) > tokens["btr"] == tokens["btr-int8"]
+    shares = [row["memory_tokens"] for row in record["sweep"]]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+    assert all(row["speedup"] > 0 for row in record["sweep"])
+    assert sweep.read_text().lstrip().startswith("<?xml")
+    assert set(record["speedup"]) == {"deformer", "atlas-int8", "btr", "btr-int8"}
     for spread in record["speedup_by_round"].values():
         assert 0 < spread["minimum"] <= spread["median"] <= spread["maximum"]
     atlas = record["readers"]["atlas"]["queries_per_second"]
@@ -235,8 +245,20 @@ def test_bench_report(tmp_path, capsys):
 def test_bench_over_a_file_and_the_other_settings(tmp_path, corpus, capsys):
     settings = ("--shape", "tiny", "--passages", 2, "--passage-length", 16, "--query-length", 6, "--new-tokens", 1)
     settings += ("--repeats", 1, "--threads", 1, "--preset", "none", "--cut-point", "layer_output")
-    assert run("bench", *settings, "--passages-file", corpus) == 0
-    assert "kept: offline 1.0" in capsys.readouterr().out
+    chosen = ("--keep-joint", 0.7, "--similarity", "keys", "--readers", "btr", "atlas")
+    assert run("bench", *settings, *chosen, "--passages-file", corpus) == 0
+    shown = capsys.readouterr().out
+    assert "kept: offline 1.0, per joint layer 0.7, to the decoder 1.0" in shown
+    assert "deformer" not in shown
+    for wrong, message in [
+        (("--readers", "btr"), "readers must be atlas and any of"),
+        (("--device", "tpu"), "device must be cpu, cuda or cuda:N, got 'tpu'"),
+        (("--device", "cuda:99"), "device: cuda:99 was asked for, but PyTorch sees"),
+        (("--dtype", "bfloat16"), "dtype must be float32 on a CPU"),
+        (("--keep-joint", "1.5"), "joint: the share of tokens to keep"),
+    ]:
+        assert run("bench", *settings, *wrong) == 1
+        assert message in capsys.readouterr().err
     assert run("bench", *settings[:2], "--passage-length", 4000, "--passages-file", corpus) == 1
     assert "are needed" in capsys.readouterr().err
     assert run("bench", "--shape", "tiny", "--passages", 0) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8"]
+
 
 def bench(
     shape: Literal["tiny", "small", "base", "large", "xl", "xxl"] = "base",
@@ -15,14 +17,26 @@ def bench(
     preset: Literal["none", "paper", "aggressive"] = "aggressive",
     json: Path | None = None,
     plot: Path | None = None,
+    keep_offline: float | None = None,
+    keep_joint: float | None = None,
+    keep_decoder: float | None = None,
+    similarity: Literal["hamming", "keys"] = "hamming",
+    readers: tuple[ReaderName, ...] = ("atlas", "deformer", "atlas-int8", "btr", "btr-int8"),
+    sweep: bool = False,
+    sweep_plot: Path | None = None,
     passages_file: Path | None = None,
     cut_point: Literal["attention_output", "layer_output"] = "attention_output",
     precision: Literal["exact", "fast", "int8", "fp8"] = "exact",
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     repeats: int = 5,
     threads: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Measures the Atlas, DeFormer and BTR readers side by side over real text, with random weights of the true shape.
+    """Measures readers side by side over real text, with random weights of the true shape.
+
+    Atlas; DeFormer, which precomputes floats; BTR, which precomputes bits; and Atlas and BTR with linear layers of 8
+    bits. All run on the same engine, in alternating rounds.
 
     Args:
         shape: Sizes of T5 v1.1; tiny is for smoke runs.
@@ -33,23 +47,51 @@ def bench(
         preset: Shares of tokens that BTR keeps.
         json: File to write the report to.
         plot: File to draw the stages into (.png, .svg, .pdf).
+        keep_offline: Share of a passage's tokens that is stored, instead of the preset's.
+        keep_joint: Share of passage tokens kept in each joint layer, instead of the preset's.
+        keep_decoder: Share of those left that the decoder attends to, instead of the preset's.
+        similarity: What tokens are merged by while reading: signs of the states, or keys of the attention.
+        readers: Readers to measure, atlas among them.
+        sweep: Measure BTR at several shares of kept tokens as well.
+        sweep_plot: File to draw speed against kept tokens into; implies --sweep.
         passages_file: Corpus in Atlas' format; Python's reference topics unless told.
         cut_point: State that BTR keeps: after the attention of the cut layer, or after the whole layer.
         precision: Of the projections of bits (btr_kernels.prepare_weight).
+        device: cpu, cuda, or cuda with a number.
+        dtype: Of the weights; a CPU reads float32.
         repeats: Alternating rounds measured, after one that warms up.
         threads: Threads of torch; its own setting unless told.
         seed: Seed of the weights.
     """
     from ..benchmark import BenchmarkSettings, run_benchmark
-    from ..benchmark_report import format_table, save_plot
+    from ..benchmark.report import format_table, save_plot, save_sweep_plot
 
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"plot must end in .png, .svg or .pdf, got {plot}")
-    for file in (json, plot):
+    for name, file in (("plot", plot), ("sweep_plot", sweep_plot)):
+        if file is not None and file.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"{name} must end in .png, .svg or .pdf, got {file}")
+    for file in (json, plot, sweep_plot):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"{file}: its directory does not exist")
     settings = BenchmarkSettings(
-        shape, passages, passage_length, query_length, new_tokens, preset, cut_point, precision, repeats, threads, seed
+        shape=shape,
+        passages=passages,
+        passage_length=passage_length,
+        query_length=query_length,
+        new_tokens=new_tokens,
+        preset=preset,
+        keep_offline=keep_offline,
+        keep_joint=keep_joint,
+        keep_decoder=keep_decoder,
+        similarity=similarity,
+        readers=readers,
+        cut_point=cut_point,
+        precision=precision,
+        device=device,
+        dtype=dtype,
+        sweep=sweep or sweep_plot is not None,
+        repeats=repeats,
+        threads=threads,
+        seed=seed,
     )
     report = run_benchmark(settings, passages_file)
     print(format_table(report))
@@ -59,3 +101,5 @@ def bench(
         json.write_text(dumps(report, indent=2) + "\n")
     if plot is not None:
         save_plot(report, plot)
+    if sweep_plot is not None:
+        save_sweep_plot(report, sweep_plot)

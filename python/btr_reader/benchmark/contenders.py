@@ -1,0 +1,149 @@
+"""Readers, stores and questions of a benchmark: random weights of the true shape over real text."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from tqdm import tqdm
+
+from ..batches import QueryBatch, pad_queries
+from ..compression import Compression
+from ..corpus import topic_passages
+from ..encoding import PassageEncoder, calibrate_residual_scale, fill_store
+from ..engine import ReaderEngine
+from ..passages import Passage, parse_passage, read_passages
+from ..reader import Reader, random_reader
+from ..settings import SHAPES, ReaderSettings, t5_config
+from ..stages import StageClock
+from ..store import Store, StoreWriter
+from ..tasks import SENTINEL
+from ..tokenizer import ReaderTokenizer
+from .settings import DTYPES, READERS, BenchmarkSettings
+
+#: Questions take turns, so that no round reads the passages of the one before.
+QUERIES = 4
+#: Passages that are encoded offline for the run; questions with more passages share some.
+MINIMUM_POOL = 40
+
+
+@dataclass(frozen=True)
+class Question:
+    query: QueryBatch
+    passage_ids: list[str]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One reader over its own store."""
+
+    name: str
+    engine: ReaderEngine
+    store: Store
+
+    def read(self, question: Question, new_tokens: int) -> tuple[float, dict[str, float]]:
+        """Answers one question; returns the seconds in all and by stage."""
+        clock = StageClock(self.engine.reader.device)
+        start = perf_counter()
+        with clock("fetch"):
+            fetch = self.store.fetch_tokens if self.engine.form == "atlas" else self.store.fetch
+            passages = fetch([question.passage_ids])
+        self.engine.generate(question.query, passages, new_tokens, stop_at_end=False, clock=clock)
+        return perf_counter() - start, clock.seconds
+
+    def memory_tokens(self, question: Question) -> int:
+        """Tokens that the decoder attends to."""
+        fetch = self.store.fetch_tokens if self.engine.form == "atlas" else self.store.fetch
+        memory = self.engine.encode(question.query, fetch([question.passage_ids]))
+        return int((memory.sizes > 0).sum())
+
+
+class Field:
+    """Everything that contenders are made of. What DeFormer and BTR keep is made here and not timed."""
+
+    def __init__(self, settings: BenchmarkSettings, passages_file: Path | None, scratch: Path, progress: bool):
+        self.settings = settings
+        self.progress = progress
+        self.corpus = "pydoc_data.topics" if passages_file is None else str(passages_file)
+        self._scratch = scratch
+        self._stores: dict[tuple[str, float], Store] = {}
+        with self.bar("prepare: reader", 1) as bar:
+            reader, self._pool = self._reader_and_pool(passages_file)
+            scale = calibrate_residual_scale(reader, self._pool[:8], settings.passage_length)
+            reader = replace(reader, residual_scale=scale)
+            self.reader = reader.to(settings.device, DTYPES[settings.dtype])
+            bar.update()
+        self.questions = [self._question(number) for number in range(QUERIES)]
+
+    def bar(self, description: str, total: int) -> tqdm:
+        return tqdm(desc=description, total=total, disable=not self.progress, file=sys.stderr)
+
+    def contender(self, name: str, compression: Compression) -> Contender:
+        """The reader of that name in `READERS`; compression concerns those of the form `btr`."""
+        form, linears = READERS[name]
+        if form == "btr":
+            engine = ReaderEngine(self.reader, form, compression, self.settings.precision, linears)
+            return Contender(name, engine, self._store("binary", compression.offline))
+        # DeFormer keeps whole-layer outputs: that leaves its runtime the least to do.
+        reader = self._whole_layers() if form == "deformer" else self.reader
+        return Contender(name, ReaderEngine(reader, form, linears=linears), self._store("float32", 1.0))
+
+    def _whole_layers(self) -> Reader:
+        return self.reader.with_settings(ReaderSettings(self.reader.settings.cut_layer, "layer_output"))
+
+    def _store(self, kind: str, keep: float) -> Store:
+        if (kind, keep) not in self._stores:
+            reader = self.reader if kind == "binary" else self._whole_layers()
+            encoder = PassageEncoder(reader, kind, keep, self.settings.passage_length)
+            out = self._scratch / f"{kind}-{len(self._stores)}"
+            with (
+                self.bar(f"prepare: {kind} states, {keep:.0%} kept", len(self._pool)) as bar,
+                StoreWriter(out, encoder.store_settings(self.corpus, len(self._pool))) as writer,
+            ):
+                fill_store(encoder, self._pool, writer, 8, bar)
+            self._stores[kind, keep] = Store(out)
+        return self._stores[kind, keep]
+
+    def _reader_and_pool(self, passages_file: Path | None) -> tuple[Reader, list[Passage]]:
+        settings = self.settings
+        config, cut = t5_config(settings.shape), SHAPES[settings.shape].cut_layer
+        if passages_file is None:
+            source = [parse_passage(record, "topics") for record in topic_passages()]
+        else:
+            # A tokenizer and a pool need no more than this of a corpus of any size.
+            source = list(itertools.islice(read_passages(passages_file), 5000))
+        texts = [passage.text for passage in source]
+        reader = random_reader(config, ReaderSettings(cut, settings.cut_point), texts=texts, seed=settings.seed)
+        wanted = max(MINIMUM_POOL, settings.passages)
+        pool = list(itertools.islice(_full_passages(source, reader.tokenizer, settings.passage_length), wanted))
+        if len(pool) < wanted:
+            raise ValueError(
+                f"{self.corpus}: the text gives only {len(pool)} passages of {settings.passage_length} tokens, "
+                f"{wanted} are needed"
+            )
+        return reader, pool
+
+    def _question(self, number: int) -> Question:
+        """A question of exactly `query_length` tokens, the sentinel last, made of the words of one of its passages."""
+        tokenizer, count = self.reader.tokenizer, self.settings.passages
+        first = number * count % len(self._pool)
+        text = f"question: {self._pool[first].text} answer:"
+        ids = tokenizer.encode(text)[: self.settings.query_length - 1]
+        passage_ids = [self._pool[(first + i) % len(self._pool)].id for i in range(count)]
+        return Question(pad_queries([ids + tokenizer.encode(SENTINEL)]), passage_ids)
+
+
+def _full_passages(source: Iterable[Passage], tokenizer: ReaderTokenizer, length: int) -> Iterator[Passage]:
+    """Passages of at least `length` tokens: consecutive short ones are joined under the first one's title."""
+    title, texts = "", []
+    for number, passage in enumerate(source):
+        title = title if texts else passage.title
+        texts.append(passage.text)
+        joined = Passage(f"bench-{number}", title, " ".join(texts))
+        if len(tokenizer.encode(joined.reader_text)) >= length:
+            yield joined
+            texts = []
