@@ -128,6 +128,20 @@ def _numpy_matmul(i: Inputs) -> Tensor | None:
     return _if_float32(i, i.out_float32)
 
 
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """The linear layer that torch.compile makes of frozen weights on a CPU; it cannot write into a given output."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _onednn_matmul(i: Inputs) -> Tensor | None:
+    """oneDNN, which uses AVX-512 on all CPUs, and all threads for a single token."""
+    return _if_float32(i, _onednn(i.x, i.weight_float32))
+
+
+def _no_onednn() -> str | None:
+    return None if torch.backends.mkldnn.is_available() else "this build of PyTorch has no oneDNN"
+
+
 def _bfloat16_matmul(i: Inputs) -> Tensor | None:
     """Weights and scale rounded to bfloat16."""
     product = torch.matmul(i.x_bfloat16, i.weight_bfloat16.t(), out=i.out_bfloat16)
@@ -147,6 +161,12 @@ def _unpacked_geglu(i: Inputs) -> Tensor:
     return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), linear, out=i.out)
 
 
+def _onednn_geglu(i: Inputs) -> Tensor:
+    """The same through oneDNN; its own GELU and product, fused into the projections, take longer."""
+    gate = torch.nn.functional.gelu(_onednn(i.x, i.gate), approximate="tanh")
+    return torch.mul(gate, _onednn(i.x, i.linear), out=i.out)
+
+
 def _separate_geglu(i: Inputs) -> Tensor:
     """Our own projections in two calls, with PyTorch for the rest."""
     gate = unpack_matmul(i.bits, i.gate_weight, out=i.gate_out)
@@ -156,8 +176,10 @@ def _separate_geglu(i: Inputs) -> Tensor:
 
 unpacked_matmul = Peer(_unpacked_matmul)
 numpy_matmul = Peer(_numpy_matmul)
+onednn_matmul = Peer(_onednn_matmul, unsuited=_no_onednn)
 bfloat16_matmul = Peer(_bfloat16_matmul, unsuited=_no_bfloat16)
 unpacked_geglu = Peer(_unpacked_geglu)
+onednn_geglu = Peer(_onednn_geglu, unsuited=_no_onednn)
 separate_geglu = Peer(_separate_geglu)
 
 

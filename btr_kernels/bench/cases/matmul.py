@@ -22,7 +22,8 @@ Form = Literal["plain", "exact", "fast", "int8"]
 TOLERANCE = {"plain": ROUNDING, "exact": ROUNDING, "fast": 1e-3, "int8": 1.2e-2}
 ROUNDING_OF = {F32: 0.0, F16: 1e-3, BF16: 8e-3}
 
-UNPACKED, NUMPY, BFLOAT16 = "torch.matmul, unpacked", "numpy.matmul, unpacked", "torch.matmul, unpacked bfloat16"
+UNPACKED, NUMPY, ONEDNN = "torch.matmul, unpacked", "numpy.matmul, unpacked", "oneDNN linear, unpacked"
+BFLOAT16 = "torch.matmul, unpacked bfloat16"
 #: Bytes a weight of the prepared forms that do not keep its dtype.
 BYTES = {"fast": 2, "int8": 1}
 
@@ -36,7 +37,7 @@ def _targets(m: int, form: Form, dtype: torch.dtype) -> tuple[Target, ...]:
         value = (4.5, 6.0) if 64 <= m <= 512 else (5.5, 7.0) if m >= 4096 else None
     else:
         value = None
-    return (Target(*value, (UNPACKED, NUMPY)),) if value else ()
+    return (Target(*value, (UNPACKED, NUMPY, ONEDNN)),) if value else ()
 
 
 def matmul(
@@ -96,6 +97,7 @@ def matmul(
         peers={
             UNPACKED: peers.unpacked_matmul,
             NUMPY: peers.numpy_matmul,
+            ONEDNN: peers.onednn_matmul,
             **({BFLOAT16: peers.bfloat16_matmul} if in_bfloat16 else {}),
         },
         bytes=Traffic(m * d // 8 + weight_bytes, m * n * dtype.itemsize),
@@ -140,6 +142,7 @@ def geglu(m: int, n: int, d: int, precision: Form, quick: bool = False) -> Case:
         ),
         peers={
             "two torch.matmul, unpacked, GELU": peers.unpacked_geglu,
+            "two oneDNN linears, unpacked, GELU": peers.onednn_geglu,
             "two unpack_matmul, GELU": peers.separate_geglu,
         },
         bytes=Traffic(m * d // 8 + 2 * n * d * BYTES.get(precision, F32.itemsize), m * n * F32.itemsize),
