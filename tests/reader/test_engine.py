@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import btr_kernels
-from btr_reader.batches import PassageBatch
+from btr_reader import encoder
+from btr_reader.batches import PassageBatch, QueryBatch
 from btr_reader.compression import Compression, merge_passages
 from btr_reader.cosine import match_by_cosine
 from btr_reader.decoder import CrossMemory, DecoderSteps, GreedyDecoder
@@ -218,3 +220,23 @@ def test_keys_and_signs_merge_different_tokens(reader, queries, token_batch, off
     }
     assert by["hamming"].sizes.sum() == by["keys"].sizes.sum()
     assert not torch.equal(by["hamming"].states, by["keys"].states)
+
+
+@pytest.mark.parametrize("similarity", ["hamming", "keys"])
+def test_reading_on_a_gpu_waits_for_no_value(reader, queries, token_batch, offline_states, similarity, monkeypatch):
+    """Tensors without values go through the encoder and a decoder step; a value that is asked for raises."""
+    states = offline_states(reader, token_batch)
+    positions = torch.arange(states.shape[2], dtype=torch.int32).expand(token_batch.sizes.shape)
+    engine = ReaderEngine(reader, "btr", Compression(0.5, 0.8, 0.3, similarity))
+    bits = btr_kernels.pack_bits(states)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
+        query = QueryBatch(*map(mode.from_tensor, (queries.ids, queries.sizes)))
+        tensors = map(mode.from_tensor, (bits, token_batch.sizes, positions))
+        batch = PassageBatch(*tensors, span=states.shape[2])
+        # On a CPU padding is cut off by its sizes.
+        with pytest.raises(DataDependentOutputException):
+            engine.encode(query, batch)
+        monkeypatch.setattr(encoder, "_drop_padding", lambda states, sizes: (states, sizes))
+        cross = engine.cross_memory(query, batch)
+        logits = DecoderSteps(engine.decoder, cross, 4).next_logits(torch.zeros(2, dtype=torch.int64))
+    assert logits.shape == (2, reader.config.vocab_size)
