@@ -84,13 +84,13 @@ def earliest_positions(slot: Tensor, positions: Tensor | None, width: int) -> Te
 
 def merge_passages(
     states: Tensor, sizes: Tensor, positions: Tensor, keep: float, features: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merges the most similar tokens of N passages until the share `keep` of each is left.
 
     states: float `(N, n, d)`. sizes: int32 `(N, n)`, padding (0) on the right. positions: int32 `(N, n)`. features:
     float `(N, n, f)`, whose cosine says how similar tokens are; without them it is the Hamming distance of the signs
     of the states. A merged token is the mean over the text's tokens. Returns the three for the tokens left, n reduced
-    to ceil(keep * n).
+    to ceil(keep * n), and the slot int32 `(N, n)` that every token went to, -1 for padding.
     """
     lengths = (sizes > 0).sum(1)
     if features is None:
@@ -98,4 +98,4 @@ def merge_passages(
     else:
         plan = match_by_cosine(features, keep, sizes)
     merged, merged_sizes = btr_kernels.merge_tokens(states, plan, sizes)
-    return merged, merged_sizes, earliest_positions(plan.slot, positions, plan.max_len)
+    return merged, merged_sizes, earliest_positions(plan.slot, positions, plan.max_len), plan.slot

@@ -30,6 +30,22 @@ class Memory:
     sizes: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class LayerTrace:
+    """What training looks at in a joint layer, of N = B * P sequences [query; passage].
+
+    states: float `(N, width + n, d)` after the layer, the query in the first `width` columns. slots: int64 `(N, T)`:
+    the column, counted behind the query, of each token that the passage came with, -1 for padding. attention: float
+    `(N, n)`, how much of its attention the query gives each column of the passage: the mean over heads and over the
+    query's tokens.
+    """
+
+    states: Tensor
+    width: int
+    slots: Tensor
+    attention: Tensor
+
+
 class FusionEncoder:
     """Runs ranges of the encoder layers of a T5 v1.1 model. Holds no state of its own."""
 
@@ -75,11 +91,13 @@ class FusionEncoder:
         cut_layer: int,
         compression: Compression,
         clock: StageClock,
+        trace: list[LayerTrace] | None = None,
     ) -> Memory:
         """Runs the layers from `first_layer` (counted from 0) to the last over [query; passage], and the final norm.
 
         query: float `(B, Lq, d)` with sizes `(B, Lq)`; passages: states `(B, P, T, d)`; batch gives their sizes and
         positions. Layers below `cut_layer` are timed as `lower_layers`: Atlas runs here what the others did offline.
+        trace: a list that the joint layers are appended to, for training.
         """
         queries, width = query_sizes.shape
         count = batch.sizes.shape[1]
@@ -90,23 +108,33 @@ class FusionEncoder:
             positions = self._joint_positions(width, batch)
         by_distance = self._distances(width + batch.span)
         states = None
+        slots = _columns(batch.sizes.flatten(0, 1)) if trace is not None else None
         bias = attention_bias(by_distance, sizes, positions)
         for index in range(first_layer, len(self.blocks)):
             with clock("lower_layers" if index < cut_layer else "joint_layers"):
                 if states is None:
-                    states, keys = self._joining_attention(index, self.floats(query), passages, bias)
+                    states, seen = self._joining_attention(index, self.floats(query), passages, bias)
                 else:
-                    states, keys = self._attention(index, states, bias)
+                    states, seen = self._attention(index, states, bias)
+                traced = trace is not None and index >= cut_layer
+                attention = seen.of_query(query_sizes, bias, self.head_size) if traced else None
                 if index >= cut_layer and shares[index - cut_layer] < 1:
-                    merge = _Merge(width, shares[index - cut_layer], self._features(compression, keys))
-                    states, sizes, positions = merge(states, sizes, positions)
+                    merge = _Merge(width, shares[index - cut_layer], self._features(compression, seen.keys))
+                    states, sizes, positions, slot = merge(states, sizes, positions)
                     bias = attention_bias(by_distance, sizes, positions)
+                    if traced:
+                        slots = torch.where(slots < 0, -1, slot.long().gather(1, slots.clamp(min=0)))
+                        attention = attention.new_zeros(sizes[:, width:].shape).scatter_add(
+                            1, slot.long().clamp(min=0), attention.masked_fill(slot < 0, 0)
+                        )
                 states = self._feed_forward(index, self.floats(states))
+                if traced:
+                    trace.append(LayerTrace(states, width, slots, attention))
         with clock("joint_layers"):
             if compression.decoder < 1:
                 # There is no attention after the last layer whose keys could be compared: its states are.
                 features = None if compression.similarity == "hamming" else states
-                states, sizes, positions = _Merge(width, compression.decoder, features)(states, sizes, positions)
+                states, sizes, positions, _ = _Merge(width, compression.decoder, features)(states, sizes, positions)
             # A query's missing passages must not reach the decoder through the copy of the query beside them.
             present = (batch.sizes > 0).any(-1).reshape(-1, 1)
             sizes = torch.where(present, sizes, 0)
@@ -123,14 +151,14 @@ class FusionEncoder:
             states = self._feed_forward(index, self.floats(states))
         return states
 
-    def _attention(self, index: int, states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The states after a layer's attention, and its keys `(N, n, inner)`."""
+    def _attention(self, index: int, states: Tensor, bias: Tensor) -> tuple[Tensor, _Seen]:
+        """The states after a layer's attention, and its queries and keys."""
         layer = self.blocks[index].layer[0]
         query, key, value = _heads(layer.SelfAttention, self.floats(states).normalised(layer.layer_norm))
         mixed = attend(query, key, value, bias, self.head_size)
-        return states + self.apply(layer.SelfAttention.o, mixed), key
+        return states + self.apply(layer.SelfAttention.o, mixed), _Seen(query, key)
 
-    def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _joining_attention(self, index: int, query: States, passages: States, bias: Tensor) -> tuple[Tensor, _Seen]:
         """The same of the first joint layer. The query's rows are the same for all its passages: projected once."""
         layer = self.blocks[index].layer[0]
         of_query = _heads(layer.SelfAttention, query.normalised(layer.layer_norm))
@@ -138,7 +166,7 @@ class FusionEncoder:
         joined = [_beside(left, right) for left, right in zip(of_query, of_passages, strict=True)]
         mixed = attend(*joined, bias, self.head_size)
         states = _beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
-        return states, joined[1]
+        return states, _Seen(*joined[:2])
 
     def _features(self, compression: Compression, keys: Tensor) -> Tensor | None:
         """What tokens are compared by besides the signs of their states: the mean of the heads' keys (ToMe)."""
@@ -179,6 +207,28 @@ def _beside(query: Tensor, passages: Tensor) -> Tensor:
     return torch.cat([repeated, passages], dim=2).flatten(0, 1)
 
 
+def _columns(sizes: Tensor) -> Tensor:
+    """The column of every token, int64 `(N, T)`, -1 for padding."""
+    return torch.where(sizes > 0, torch.arange(sizes.shape[1], device=sizes.device), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Queries and keys of an attention over [query; passage], each `(N, n, inner)`."""
+
+    queries: Tensor
+    keys: Tensor
+
+    def of_query(self, query_sizes: Tensor, bias: Tensor, head_size: int) -> Tensor:
+        """`LayerTrace.attention` from the sizes `(B, width)` of the queries and the bias of the attention's logits."""
+        width = query_sizes.shape[1]
+        queries, keys = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (self.queries[:, :width], self.keys))
+        weights = (queries @ keys.transpose(-1, -2) + bias[:, :, :width]).softmax(-1)[..., width:].mean(1)
+        # Rows of N = B * P; the padding of a shorter query attends too, but does not count.
+        counts = (query_sizes > 0).repeat_interleave(len(weights) // len(query_sizes), 0).to(weights.dtype)
+        return (weights * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
+
+
 @dataclass(frozen=True, eq=False)
 class _Merge:
     """Merges the passage part of [query; passage]; the first `width` columns, the query, stay as they are."""
@@ -187,13 +237,13 @@ class _Merge:
     keep: float
     features: Tensor | None
 
-    def __call__(self, states: Tensor, sizes: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, states: Tensor, sizes: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The three after merging, and the slot of every column of the passage before it."""
         width = self.width
         features = None if self.features is None else self.features[:, width:]
-        merged = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], self.keep, features)
-        return tuple(
-            torch.cat([old[:, :width], new], dim=1) for old, new in zip((states, sizes, positions), merged, strict=True)
-        )
+        *merged, slot = merge_passages(states[:, width:], sizes[:, width:], positions[:, width:], self.keep, features)
+        pairs = zip((states, sizes, positions), merged, strict=True)
+        return *(torch.cat([old[:, :width], new], dim=1) for old, new in pairs), slot
 
 
 def _drop_padding(states: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import btr_kernels
 
 from .attention import rms_norm
 from .linears import Linears, float_linear
-from .settings import ReaderSettings
+from .settings import CutPoint, ReaderSettings
 
 
 class Projections(Protocol):
@@ -73,13 +73,21 @@ class FloatStates:
         return FloatProjections(rms_norm(self.values, norm), self.apply)
 
 
-class BinaryCode:
-    """How a reader reads its bits back: the residual is rho * (±1), the normalised state is `norm_scale` * (±1).
+def norm_scale(norm: nn.Module, residual_scale: Tensor, cut_point: CutPoint) -> Tensor:
+    """What the sub-layer after the cut reads of bits: norm_scale * (±1), `(d,)`; differentiable.
 
     At `attention_output` the bits are the signs of the normalised state, whose magnitude the norm's weight gamma
-    replaces: norm_scale = gamma (BTR, calibrated binarization). At `layer_output` the restored residual is
-    normalised: its mean square is the same for every token, so norm_scale = gamma * rho / sqrt(mean(rho^2) + eps),
-    without an approximation.
+    replaces: gamma itself (BTR, calibrated binarization). At `layer_output` the restored residual rho * (±1) is
+    normalised: its mean square is the same for every token, so gamma * rho / sqrt(mean(rho^2) + eps), without an
+    approximation.
+    """
+    if cut_point == "attention_output":
+        return norm.weight
+    return norm.weight * residual_scale / torch.sqrt(residual_scale.pow(2).mean() + norm.variance_epsilon)
+
+
+class BinaryCode:
+    """How a reader reads its bits back: the residual is rho * (±1), the normalised state is `norm_scale` * (±1).
 
     The first projections of the sub-layer after the cut are prepared once, as one weight with the scale folded in.
     """
@@ -96,18 +104,15 @@ class BinaryCode:
         if settings.cut_point == "attention_output":
             layer = model.encoder.block[settings.cut_layer - 1].layer[1]
             linears = (layer.DenseReluDense.wi_0, layer.DenseReluDense.wi_1)
-            norm_scale = layer.layer_norm.weight
         else:
             layer = model.encoder.block[settings.cut_layer].layer[0]
             linears = (layer.SelfAttention.q, layer.SelfAttention.k, layer.SelfAttention.v)
-            root_mean_square = torch.sqrt(residual_scale.pow(2).mean() + layer.layer_norm.variance_epsilon)
-            norm_scale = layer.layer_norm.weight * residual_scale / root_mean_square
         self.residual_scale = residual_scale
-        self.norm_scale = norm_scale
+        self.norm_scale = norm_scale(layer.layer_norm, residual_scale, settings.cut_point)
         self.norm, self.linears = layer.layer_norm, linears
         self._widths = [linear.weight.shape[0] for linear in linears]
         self._prepared = btr_kernels.prepare_weight(
-            torch.cat([linear.weight for linear in linears]), scale=norm_scale, precision=precision
+            torch.cat([linear.weight for linear in linears]), scale=self.norm_scale, precision=precision
         )
 
     def residual(self, bits: Tensor) -> Tensor:

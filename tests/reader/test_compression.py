@@ -41,7 +41,7 @@ def test_merging_down_to_everything_is_the_identity(passages):
     sizes[1, 6:] = 0
     states[1, 6:] = 0
     positions = torch.arange(9, dtype=torch.int32).expand(2, 9)
-    merged, merged_sizes, merged_positions = merge_passages(states, sizes, positions, 1.0)
+    merged, merged_sizes, merged_positions, _ = merge_passages(states, sizes, positions, 1.0)
     assert torch.equal(merged, states)
     assert torch.equal(merged_sizes, sizes)
     assert merged_positions[0].tolist() == list(range(9))
@@ -54,7 +54,7 @@ def test_equal_tokens_merge_and_keep_size_and_first_position():
     states = torch.stack([a, a, c, b, b])[None]
     sizes = torch.tensor([[1, 2, 1, 1, 3]], dtype=torch.int32)
     positions = torch.tensor([[0, 4, 7, 9, 12]], dtype=torch.int32)
-    merged, merged_sizes, merged_positions = merge_passages(states, sizes, positions, 0.6)
+    merged, merged_sizes, merged_positions, _ = merge_passages(states, sizes, positions, 0.6)
     assert torch.equal(merged[0], torch.stack([a, c, b]))
     assert merged_sizes.tolist() == [[3, 1, 4]]
     assert merged_positions.tolist() == [[0, 7, 9]]

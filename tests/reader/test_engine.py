@@ -191,8 +191,8 @@ def test_similar_features_decide_who_is_merged():
     states = torch.randn(1, 4, 44, generator=torch.Generator().manual_seed(0))
     features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [1.0, -1.0]]])
     ones, positions = torch.ones(1, 4, dtype=torch.int32), torch.arange(4, dtype=torch.int32)[None]
-    merged, sizes, kept = merge_passages(states, ones, positions, 0.75, features)
-    assert sizes.tolist() == [[1, 2, 1]] and kept.tolist() == [[0, 1, 3]]
+    merged, sizes, kept, slot = merge_passages(states, ones, positions, 0.75, features)
+    assert sizes.tolist() == [[1, 2, 1]] and kept.tolist() == [[0, 1, 3]] and slot.tolist() == [[0, 1, 1, 2]]
     torch.testing.assert_close(merged[0, 1], states[0, 1:3].mean(0))
 
 
