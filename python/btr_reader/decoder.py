@@ -111,7 +111,7 @@ class DecoderSteps:
         # Not uninitialised: 0 times what stands behind the bias of -inf must be 0.
         shape = (2, len(decoder.blocks), cross.bias.shape[0], length, like.shape[-1])
         self._cache = like.new_zeros(shape)
-        self._bias = _causal_bias(decoder.blocks[0].layer[0].SelfAttention, length)
+        self._bias = causal_bias(decoder.blocks[0].layer[0].SelfAttention, length)
         self._position = torch.zeros(1, dtype=torch.int64, device=like.device)
 
     def restart(self) -> None:
@@ -148,7 +148,7 @@ class DecoderSteps:
         return decoder.apply(layer.SelfAttention.o, mixed)
 
 
-def _causal_bias(attention, length: int) -> Tensor:
+def causal_bias(attention, length: int) -> Tensor:
     """The bias of each key (last) at each position of the query, `(heads, length, length)`, -inf for later keys."""
     by_distance = distance_bias(attention, length, bidirectional=False)
     position = torch.arange(length, device=by_distance.device)

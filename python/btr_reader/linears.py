@@ -50,9 +50,9 @@ def side_by_side(linears: Sequence[nn.Linear]) -> nn.Linear:
     if not are_side_by_side(weights):
         with torch.no_grad():
             parts = torch.cat([weight.detach() for weight in weights]).split([len(weight) for weight in weights])
-        for linear, part in zip(linears, parts, strict=True):
-            linear.weight = nn.Parameter(part, requires_grad=linear.weight.requires_grad)
-        weights = [linear.weight for linear in linears]
+        for weight, part in zip(weights, parts, strict=True):
+            # The parameters stay the same objects: an optimizer may hold them.
+            weight.data = part
     rows, columns = sum(map(len, weights)), weights[0].shape[1]
     joint = nn.Linear(columns, rows, bias=False, device="meta")
     joint.weight = nn.Parameter(weights[0].detach().as_strided((rows, columns), (columns, 1)), requires_grad=False)

@@ -64,6 +64,7 @@ def test_int8_linears_are_near_and_quantized_once():
 def test_layers_side_by_side_share_their_weights():
     parts = layers(24, 8, 16)
     before = [part.weight.detach().clone() for part in parts]
+    optimizer = torch.optim.SGD([part.weight for part in parts], lr=1)
     joint = side_by_side(parts)
     x = torch.randn(5, 40)
     assert torch.equal(joint.weight, torch.cat(before))
@@ -72,6 +73,9 @@ def test_layers_side_by_side_share_their_weights():
     with torch.no_grad():
         parts[1].weight.mul_(2)
     torch.testing.assert_close(joint(x)[:, 24:32], x @ (2 * before[1]).T)
+    (parts[2](x).sum() + parts[0](x).sum()).backward()
+    optimizer.step()
+    torch.testing.assert_close(joint.weight[32:], before[2] - x.sum(0))
     # Once more takes the same memory, and so does another group of the same layers.
     assert side_by_side(parts).weight.data_ptr() == joint.weight.data_ptr()
     assert are_side_by_side([part.weight for part in parts])

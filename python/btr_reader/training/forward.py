@@ -1,0 +1,169 @@
+"""A reader's forms with gradients: the same encoder as for reading, and the decoder over whole targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from ..attention import attend, rms_norm, size_bias
+from ..batches import PassageBatch, QueryBatch
+from ..compression import Compression
+from ..decoder import GreedyDecoder, causal_bias
+from ..encoder import FusionEncoder, LayerTrace, Memory
+from ..engine import Form
+from ..settings import ReaderSettings
+from ..stages import StageClock
+from .signs import SignStates, Surrogate, binary_signs, mask_signs, merge_signs
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Questions to train on.
+
+    query: B queries. passages: token ids `(B, P, T)`. targets: int64 `(B, L)`, padded behind the end token.
+    """
+
+    query: QueryBatch
+    passages: PassageBatch
+    targets: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.query.to(device), self.passages.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """logits `(B, L, V)` of the targets; traces of the joint layers; for BTR the float states at the cut, what is
+    restored of them, both `(B, P, T, d)`, and the passages' sizes `(B, P, T)`, all before merging."""
+
+    logits: Tensor
+    traces: list[LayerTrace]
+    states: Tensor | None = None
+    restored: Tensor | None = None
+    sizes: Tensor | None = None
+
+
+class TrainableReader(nn.Module):
+    """A T5 reader in one of its forms, for training.
+
+    residual_scale: rho `(d,)`, a parameter of the `btr` form; None trains it without calibration. compression: merging
+    that the student learns to live with; its offline share as `btr encode --keep`, the others as in reading. tables:
+    mask and majority of masked bits, uint8 `(V, w)` each, or None. An `atlas` form keeps everything.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        settings: ReaderSettings,
+        form: Form,
+        residual_scale: Tensor | None = None,
+        compression: Compression | None = None,
+        surrogate: Surrogate | None = None,
+        tables: tuple[Tensor, Tensor] | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.form = form
+        self.residual_scale = None if residual_scale is None else nn.Parameter(residual_scale.detach().clone())
+        self.compression = compression or Compression()
+        self.surrogate = surrogate or Surrogate()
+        self.tables = tables
+
+    def forward(self, batch: Batch, progress: float = 0.0) -> Output:
+        """progress: the share of the training that is done, for surrogates that are annealed."""
+        memory, traces, extra = self._encode(batch.query, batch.passages, progress)
+        return Output(target_logits(self.model, memory, batch.targets), traces, **extra)
+
+    @torch.no_grad()
+    def generate(self, query: QueryBatch, passages: PassageBatch, max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers as the reader that is trained would give them (see `ReaderEngine.generate`)."""
+        memory, _, _ = self._encode(query, passages, 1.0)
+        decoder = GreedyDecoder(self.model)
+        return decoder.generate(decoder.project(memory), max_new_tokens).tolist()
+
+    def _encode(
+        self, query: QueryBatch, passages: PassageBatch, progress: float
+    ) -> tuple[Memory, list[LayerTrace], dict[str, Tensor]]:
+        encoder = FusionEncoder(self.model)
+        first_layer = 0 if self.form == "atlas" else self.settings.cut_layer
+        query_states = encoder.query_states(query, first_layer)
+        extra, slots = {}, None
+        if self.form == "atlas":
+            states = encoder.floats(encoder.embedding(passages.content))
+        else:
+            floats = self._offline(encoder, passages)
+            if self.form == "btr":
+                states, passages, extra, slots = self._binary(floats, passages, progress)
+            else:
+                states = encoder.floats(floats)
+            if self.settings.cut_point == "attention_output":
+                states = encoder.finish_cut_layer(states, self.settings.cut_layer)
+        traces: list[LayerTrace] = []
+        memory = encoder.join(
+            query_states,
+            query.sizes,
+            states,
+            passages,
+            first_layer,
+            self.settings.cut_layer,
+            self.compression,
+            StageClock(),
+            traces,
+        )
+        if slots is not None:
+            traces = [_of_original_tokens(trace, slots) for trace in traces]
+        return memory, traces, extra
+
+    def _offline(self, encoder: FusionEncoder, passages: PassageBatch) -> Tensor:
+        """The float states at the cut `(B, P, T, d)`; missing passages, which have no token, stay 0."""
+        ids, sizes = passages.content.flatten(0, 1), passages.sizes.flatten(0, 1)
+        present = (sizes > 0).any(1)
+        states = encoder.passage_states(ids[present], sizes[present], self.settings)
+        everything = states.new_zeros((len(ids), *states.shape[1:])).index_put((present.nonzero()[:, 0],), states)
+        return everything.unflatten(0, passages.sizes.shape[:2])
+
+    def _binary(
+        self, floats: Tensor, passages: PassageBatch, progress: float
+    ) -> tuple[SignStates, PassageBatch, dict[str, Tensor], Tensor | None]:
+        """What the joint layers read, its batch, the fields of `Output`, and the slots of merging, if there is any."""
+        signs = binary_signs(floats, self.surrogate.at(progress))
+        if self.tables is not None:
+            signs = mask_signs(signs, passages.content, *self.tables)
+        whole = SignStates(signs, self.residual_scale, self.settings.cut_point)
+        extra = {"states": floats, "restored": whole.residual(), "sizes": passages.sizes}
+        if self.compression.offline == 1:
+            return whole, passages, extra, None
+        signs, merged, slots = merge_signs(signs, passages.sizes, self.compression.offline)
+        return SignStates(signs, self.residual_scale, self.settings.cut_point), merged, extra, slots
+
+
+def _of_original_tokens(trace: LayerTrace, slots: Tensor) -> LayerTrace:
+    """A trace of merged tokens, told for the tokens that they were merged from."""
+    return replace(trace, slots=torch.where(slots < 0, -1, trace.slots.gather(1, slots.clamp(min=0))))
+
+
+def target_logits(model: T5ForConditionalGeneration, memory: Memory, targets: Tensor) -> Tensor:
+    """The decoder's logits `(B, L, V)` of every target token given those before it (teacher forcing)."""
+    decoder, head_size = model.decoder, model.config.d_kv
+    start = torch.full_like(targets[:, :1], model.config.decoder_start_token_id)
+    states = model.shared(torch.cat([start, targets[:, :-1]], dim=1))
+    bias = causal_bias(decoder.block[0].layer[0].SelfAttention, targets.shape[1])[None]
+    cross_bias = size_bias(memory.sizes, states.dtype)[:, None, None, :]
+    for block in decoder.block:
+        own, crossing, feed_forward = block.layer
+        attention, normed = own.SelfAttention, rms_norm(states, own.layer_norm)
+        mixed = attend(attention.q(normed), attention.k(normed), attention.v(normed), bias, head_size)
+        states = states + attention.o(mixed)
+        attention, normed = crossing.EncDecAttention, rms_norm(states, crossing.layer_norm)
+        mixed = attend(
+            attention.q(normed), attention.k(memory.states), attention.v(memory.states), cross_bias, head_size
+        )
+        states = states + attention.o(mixed)
+        dense, normed = feed_forward.DenseReluDense, rms_norm(states, feed_forward.layer_norm)
+        states = states + dense.wo(F.gelu(dense.wi_0(normed), approximate="tanh") * dense.wi_1(normed))
+    return model.lm_head(rms_norm(states, decoder.final_layer_norm))

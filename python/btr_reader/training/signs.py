@@ -1,0 +1,93 @@
+"""Binary passage states as training sees them: the bits that reading will have, with gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import btr_kernels
+
+from ..batches import PassageBatch
+from ..compression import earliest_positions
+from ..linears import float_linear
+from ..settings import CutPoint
+from ..states import FloatProjections, norm_scale
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What stands for the derivative of the sign (see `btr_kernels.sign_scale`).
+
+    kind: `ste`, 1 where the normalised state is within ±clamp; or `tanh`, that of tanh(beta * x), with beta rising from
+    beta_start to beta_end over the training.
+    """
+
+    kind: str = "ste"
+    clamp: float = 2.0
+    beta_start: float = 1.0
+    beta_end: float = 10.0
+
+    def at(self, progress: float) -> dict:
+        """Arguments of `sign_scale` at a share of the training that is done, 0 to 1."""
+        if self.kind == "ste":
+            return {"grad": "ste", "clamp": self.clamp}
+        # Geometric: the sign is approached evenly on the scale that its width is seen on.
+        return {"grad": ("tanh", self.beta_start * (self.beta_end / self.beta_start) ** progress)}
+
+
+def binary_signs(states: Tensor, surrogate: dict) -> Tensor:
+    """±1 of float states `(..., d)`: exactly the bits of `pack_bits`, with the gradient of the surrogate."""
+    ones = torch.ones(states.shape[-1], dtype=states.dtype, device=states.device)
+    return btr_kernels.sign_scale(states, ones, norm="rms", **surrogate)
+
+
+def merge_signs(signs: Tensor, sizes: Tensor, keep: float) -> tuple[Tensor, PassageBatch, Tensor]:
+    """Merges passages offline, as `btr encode --keep` does: exactly its bits, with the gradient of the slots' means.
+
+    signs: ±1 `(B, P, T, d)`. sizes: int32 `(B, P, T)`, 0 for padding. Returns the signs `(B, P, ceil(keep * T), d)`,
+    a batch that holds their sizes and positions, and the slot int64 `(B * P, T)` of every token, -1 for padding.
+    """
+    count, passages = sizes.shape[:2]
+    flat, lengths = signs.flatten(0, 1), (sizes > 0).sum(-1).flatten()
+    bits = btr_kernels.pack_bits(flat.detach())
+    plan = btr_kernels.match_tokens(bits, float(keep), lengths)
+    majority, merged_sizes = btr_kernels.merge_bits(bits, plan)
+    mean, _ = btr_kernels.merge_tokens(flat, plan)
+    exact = btr_kernels.unpack_bits(majority, signs.shape[-1], dtype=signs.dtype)
+    merged = (mean + (exact - mean).detach()).unflatten(0, (count, passages))
+    merged_sizes = merged_sizes.unflatten(0, (count, passages))
+    positions = earliest_positions(plan.slot, None, plan.max_len).unflatten(0, (count, passages))
+    return merged, PassageBatch(merged, merged_sizes, positions), plan.slot.long()
+
+
+def mask_signs(signs: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
+    """Masked bits in training: what a token does not store is its vocabulary id's majority, and has no gradient.
+
+    signs: ±1 `(..., d)`. ids: int64 `(...)`. mask, fill: uint8 `(V, w)`, the tables of the ids: channels that are
+    stored, and the majority.
+    """
+    d = signs.shape[-1]
+    stored = btr_kernels.unpack_bits(mask[ids], d, dtype=signs.dtype) > 0
+    return torch.where(stored, signs, btr_kernels.unpack_bits(fill[ids], d, dtype=signs.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class SignStates:
+    """States (see `States`) restored from ±1 `(..., d)`, differentiable in them and in the scales.
+
+    residual_scale: rho `(d,)`; None is the ablation without calibration, in which both scales are 1.
+    """
+
+    signs: Tensor
+    residual_scale: Tensor | None
+    cut_point: CutPoint
+
+    def residual(self) -> Tensor:
+        return self.signs if self.residual_scale is None else self.residual_scale * self.signs
+
+    def normalised(self, norm: nn.Module) -> FloatProjections:
+        if self.residual_scale is None:
+            return FloatProjections(self.signs, float_linear)
+        return FloatProjections(norm_scale(norm, self.residual_scale, self.cut_point) * self.signs, float_linear)
