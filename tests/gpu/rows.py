@@ -115,6 +115,12 @@ def _unpack_matmul() -> list[Example]:
         Example((many, weight.to(BRAIN), torch.ones(768), torch.ones(256), torch.ones(512), BRAIN), terms),
         Example((few, weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": rows}, ("_project",)),
         Example((few, weight, torch.ones(768), *epilogue, FLOAT), {"_project": rows}),
+        # Few columns and many channels, which are split among programs.
+        Example(
+            (_bits(3, 1024), torch.ones(64, 8192, dtype=BRAIN), None, *epilogue, BRAIN),
+            {"_project": (LOADS_128, FLOAT_ROWS), "_add_parts": ()},
+        ),
+        Example((_bits(64, 96), weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": (ASYNC_128, FLOAT_TILES)}),
     ]
 
 
@@ -142,6 +148,7 @@ def _unpack_matmul_prepared() -> list[Example]:
             (many, torch.ones(768, 256, dtype=BRAIN), None, "exact", None, None, BRAIN),
             {"_project": (FLOAT_TILES, STORES_128)},
         ),
+        Example((_bits(40, 96), int8, factors, "int8", None, None, BRAIN), {"_project": (ASYNC_128, INT_TILES)}),
     ]
 
 
@@ -210,7 +217,7 @@ ROWS = {
     "unpack_matmul_prepared": Row(
         _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn)
     ),
-    "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5)], (*FLOATS, _UINT8), large={131: (600,)}),
+    "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5, 6)], (*FLOATS, _UINT8), large={131: (600,)}),
     "unpack_geglu_prepared": Row(
         lambda: _unpack_matmul_prepared()[:5],
         (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),

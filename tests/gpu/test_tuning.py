@@ -120,6 +120,15 @@ def test_nothing_fits(choose):
         choose(configs=[LARGE, LARGE])
 
 
+def test_where_there_is_no_memory_to_time_in_the_first_guess_runs(choose, machine, monkeypatch):
+    def full(launch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuning, "_seconds", full)
+    assert tuning.choose("kernel", CONFIGS, KEY, lambda **config: None, GPU) == SLOW
+    assert choose() == FAST, "a later call may time"
+
+
 def test_a_single_configuration_needs_no_choice(choose, launched):
     assert choose(configs=[SLOW]) == SLOW
     assert not launched

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -21,14 +20,15 @@ from typing import Any
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
+from triton.testing import do_bench
 
 from .common import INTERPRET
 
 Config = dict[str, int]
 Timer = Callable[[Callable[[], None]], float]
 
-#: Launches that are timed for each configuration, and those before them that compile and warm up.
-REPEATS, WARM_UP = 10, 2
+#: Milliseconds for which each configuration is timed, and those before them that warm up.
+REPEAT_MS, WARM_UP_MS = 10, 2
 
 #: {GPU: {kernel: {key: configuration}}}, as in the files of the cache: what `make gpu` found.
 SHIPPED = Path(__file__).with_name("tuned.json")
@@ -81,7 +81,10 @@ def choose(
         _unknown.add(place)  # files are read once
     if not _may_time(device):
         return configs[0]  # a later call may time
-    found = _fastest(configs, launch, timer or _seconds)
+    try:
+        found = _fastest(configs, launch, timer or _seconds)
+    except torch.OutOfMemoryError:  # timing takes memory that the call itself does not
+        return configs[0]
     _store(_file(device), kernel, name, found)
     return _chosen.setdefault(place, found)
 
@@ -106,16 +109,9 @@ def _fastest(configs: Sequence[Config], launch: Callable[..., None], timer: Time
 
 
 def _seconds(launch: Callable[[], None]) -> float:
-    """The median of single launches."""
-    for _ in range(WARM_UP):
-        launch()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
-    for start, end in events:
-        start.record()
-        launch()
-        end.record()
-    torch.cuda.current_stream().synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) / 1000
+    """The median of launches that find the cache cold, as a layer's weight does after all others of its model. Emptying
+    it also keeps the GPU busy until Python has launched: of small kernels the time is their own."""
+    return do_bench(launch, WARM_UP_MS, REPEAT_MS, return_mode="median") / 1000
 
 
 @cache

@@ -18,5 +18,4 @@ def unpack_geglu_prepared(
     out_dtype: torch.dtype,
     out: Tensor,
 ) -> None:
-    factors = None if factors is None else factors.contiguous()
     project(bits, data.t(), None, factors, bias, token_scale, out, gated=True)
