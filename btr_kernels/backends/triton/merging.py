@@ -1,4 +1,4 @@
-"""Rows of a merge: for each row of the result, which tokens go to it."""
+"""Merging: which tokens go to each row of the result, and the walk over rows that votes and means share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import on_device, power_of_two
 from .groups import sort_block
-from .passages import block_of, blocks, passage_range
+from .passages import block_of, blocks, offsets, passage_range
 
 #: Tokens that a program sorts, and others that they are compared with at a time.
 _TOKENS, _OTHERS = 128, 16
@@ -63,3 +64,49 @@ def sorted_tokens(
             enable_fp_fusion=False,
         )  # fmt: skip
     return order, first, count
+
+
+@triton.jit
+def rows_of(first, count, rows, column_programs, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What a program of `merge` does: its rows (ROWS,), which of them exist, where their tokens begin in `order` and
+    how many they are; the columns (COLUMNS,) of the tokens that it takes, and whether they are the first."""
+    program = tl.program_id(0).to(tl.int64)
+    row = (program // column_programs) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    begin = tl.load(first + row, mask=inside, other=0)
+    number = tl.load(count + row, mask=inside, other=0)
+    block = program % column_programs
+    return row, inside, begin, number, block * COLUMNS + tl.arange(0, COLUMNS), block == 0
+
+
+def merge(
+    kernel: triton.JITFunction,
+    tile: int,
+    tokens: Tensor,
+    slot: Tensor,
+    sizes: Tensor | None,
+    rows: int,
+    cu_in: Tensor | None,
+    cu_out: Tensor | None,
+    out: Tensor,
+    new_sizes: Tensor,
+) -> None:
+    """Run a kernel on all rows of out (rows, width) and new_sizes (rows,), `tile` elements of out a program:
+    kernel(tokens, sizes, order, first, count, out, new_sizes, rows, width, column_programs, ROWS, COLUMNS)."""
+    if slot.numel() == 0 or out.numel() == 0:
+        out.zero_()
+        new_sizes.zero_()
+        return
+    tokens, slot = tokens.contiguous(), slot.contiguous()
+    sizes = None if sizes is None else sizes.contiguous()
+    cu_in, cu_out = offsets(cu_in, slot.numel()), offsets(cu_out, rows)
+    width = tokens.shape[-1]
+    columns = min(power_of_two(width), tile)
+    column_programs = triton.cdiv(width, columns)
+    total_rows = new_sizes.numel()
+    with on_device(tokens):
+        order, first, count = sorted_tokens(slot, rows, cu_in, cu_out)
+        kernel[(triton.cdiv(total_rows, tile // columns) * column_programs,)](
+            tokens, sizes, order, first, count, out, new_sizes, total_rows, width, column_programs,
+            ROWS=tile // columns, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip

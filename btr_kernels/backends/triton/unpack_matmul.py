@@ -16,5 +16,6 @@ def unpack_matmul(
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
     out: Tensor,
+    gated: bool = False,
 ) -> None:
-    project(bits, weight, scale, None, bias, token_scale, out)
+    project(bits, weight, scale, None, bias, token_scale, out, gated)

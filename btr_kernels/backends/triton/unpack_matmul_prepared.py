@@ -17,5 +17,6 @@ def unpack_matmul_prepared(
     token_scale: Tensor | None,
     out_dtype: torch.dtype,
     out: Tensor,
+    gated: bool = False,
 ) -> None:
-    project(bits, data.t(), None, factors, bias, token_scale, out)
+    project(bits, data.t(), None, factors, bias, token_scale, out, gated)
