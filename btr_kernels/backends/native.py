@@ -14,6 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..reference.matmul import gradients
+
 _NORMS = {"none": 0, "rms": 1, "layer": 2}  # csrc/bits/bits.h
 
 
@@ -120,6 +122,17 @@ def _unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype, out) -> No
     _project(False, bits, weight, scale, bias, token_scale, out)
 
 
+def _unpack_matmul_backward(
+    grad, bits, weight, scale, token_scale, for_weight, for_scale, grad_weight, grad_scale
+) -> None:
+    # Weights of tables do not pay here: both operands change with every step. PyTorch's matmul, on fast signs.
+    signs = bits.new_empty((*bits.shape[:-1], weight.shape[1]), dtype=torch.float32)
+    _native.unpack_bits(bits.contiguous(), None, None, None, signs)
+    found = gradients(grad, signs, weight, scale, token_scale, for_weight, for_scale)
+    grad_weight.copy_(found[0])
+    grad_scale.copy_(found[1])
+
+
 def _unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype, out) -> None:
     _project_prepared(False, bits, data, factors, bias, token_scale, out)
 
@@ -172,6 +185,7 @@ CALLS = {
         _sign_scale,
         _sign_scale_backward,
         _unpack_matmul,
+        _unpack_matmul_backward,
         _unpack_matmul_prepared,
         _unpack_geglu,
         _unpack_geglu_prepared,

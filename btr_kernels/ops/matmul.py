@@ -62,28 +62,82 @@ def _backward(ctx, grad):
     bits, weight, scale, token_scale = ctx.saved_tensors
     _, need_weight, need_scale, need_bias, need_token_scale, _ = ctx.needs_input_grad
     grad_weight = grad_scale = grad_bias = grad_token_scale = None
-    g = as_rows(grad).float()
     if need_bias:
-        grad_bias = g.sum(0).to(ctx.bias_dtype)
+        grad_bias = as_rows(grad).float().sum(0).to(ctx.bias_dtype)
     if need_token_scale:
         plain = torch.ops.btr.unpack_matmul(bits, weight, scale, None, None, torch.float32)
         grad_token_scale = (grad.float() * plain).sum(-1).to(token_scale.dtype)
-    if token_scale is not None:
-        g = g * token_scale.flatten().float().unsqueeze(-1)
     if need_weight or need_scale:
-        signs = torch.ops.btr.unpack_bits(bits, weight.shape[1], None, None, None, torch.float32)
-        signs = as_rows(signs)
-        # Both follow from the gradient of the product W * scale, an (N, d) matrix: no (M, d) gradient is needed.
-        grad_product = g.T @ signs
-        if need_weight:
-            scaled = grad_product if scale is None else grad_product * scale.float()
-            grad_weight = scaled.to(weight.dtype)
-        if need_scale:
-            grad_scale = (grad_product * weight.float()).sum(0).to(scale.dtype)
+        found = torch.ops.btr.unpack_matmul_backward(grad, bits, weight, scale, token_scale, need_weight, need_scale)
+        grad_weight, grad_scale = (
+            g if need else None for g, need in zip(found, (need_weight, need_scale), strict=True)
+        )
     return None, grad_weight, grad_scale, grad_bias, grad_token_scale, None
 
 
 register_autograd("unpack_matmul", _context, _backward)
+
+
+def _unpack_matmul_backward(
+    grad: Tensor,
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    token_scale: Tensor | None,
+    for_weight: bool,
+    for_scale: bool,
+) -> list[Result]:
+    _unpack_matmul(bits, weight, scale, None, token_scale, torch.float32)
+    checks.has_dtype("grad", grad, checks.FLOATS)
+    checks.has_shape("grad", grad, (*bits.shape[:-1], weight.shape[0]), "(..., N)")
+    checks.on_device("grad", grad, bits.device)
+    if for_scale and scale is None:
+        raise ValueError("scale: expected a tensor since its gradient is asked for, got None")
+    return [
+        Result(weight.shape if for_weight else (0,), weight.dtype),
+        Result(scale.shape, scale.dtype) if for_scale else Result((0,), torch.float32),
+    ]
+
+
+define(
+    "unpack_matmul_backward",
+    "Tensor grad, Tensor bits, Tensor weight, Tensor? scale, Tensor? token_scale, bool for_weight, bool for_scale",
+    _unpack_matmul_backward,
+    results=2,
+)
+
+
+def _backward_context(ctx, inputs, output) -> None:
+    *tensors, ctx.for_weight, ctx.for_scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_derivatives(ctx, u, v):
+    """With P = (grad * token_scale).T @ +-1, the results are P * scale and sum(P * weight) over columns."""
+    grad, bits, weight, scale, token_scale = ctx.saved_tensors
+    need_grad, _, need_weight, need_scale, need_token_scale, *_ = ctx.needs_input_grad
+    grad_grad = grad_weight = grad_scale = grad_token_scale = None
+    if need_grad or need_token_scale:
+        of_product = torch.zeros_like(weight, dtype=torch.float32)
+        if ctx.for_weight:
+            of_product = of_product + (u.float() if scale is None else u.float() * scale.float())
+        if ctx.for_scale:
+            of_product = of_product + weight.float() * v.float()
+    if need_grad:
+        grad_grad = torch.ops.btr.unpack_matmul(bits, of_product, None, None, token_scale, grad.dtype)
+    if need_token_scale:
+        plain = torch.ops.btr.unpack_matmul(bits, of_product, None, None, None, torch.float32)
+        grad_token_scale = (grad.float() * plain).sum(-1).to(token_scale.dtype)
+    if (need_weight and ctx.for_scale) or (need_scale and ctx.for_weight):
+        product, _ = torch.ops.btr.unpack_matmul_backward(grad, bits, weight.float(), None, token_scale, True, False)
+        if need_weight and ctx.for_scale:
+            grad_weight = (product * v.float()).to(weight.dtype)
+        if need_scale and ctx.for_weight:
+            grad_scale = (product * u.float()).sum(0).to(scale.dtype)
+    return grad_grad, None, grad_weight, grad_scale, grad_token_scale, None, None
+
+
+register_autograd("unpack_matmul_backward", _backward_context, _second_derivatives)
 
 
 #: How a prepared weight may be stored, and the channels that share one of its factors (None: all of them).

@@ -9,7 +9,14 @@ Functions take the operator's schema arguments (see `btr_kernels.ops`) and retur
 
 from .bits import as_rows, binarize, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
 from .hamming import hamming_distance, hamming_topk
-from .matmul import geglu, unpack_geglu, unpack_geglu_prepared, unpack_matmul, unpack_matmul_prepared
+from .matmul import (
+    geglu,
+    unpack_geglu,
+    unpack_geglu_prepared,
+    unpack_matmul,
+    unpack_matmul_backward,
+    unpack_matmul_prepared,
+)
 from .merging import match_tokens, merge_bits, merge_tokens, merge_tokens_backward
 
 __all__ = [
@@ -31,5 +38,6 @@ __all__ = [
     "unpack_geglu",
     "unpack_geglu_prepared",
     "unpack_matmul",
+    "unpack_matmul_backward",
     "unpack_matmul_prepared",
 ]

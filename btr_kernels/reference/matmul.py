@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .bits import signs
+from .bits import as_rows, signs
 
 #: Channels that share a factor in a weight prepared as "fast".
 BLOCK = 64
@@ -32,6 +32,42 @@ def unpack_matmul(
     if scale is not None:
         x *= scale.float()
     return _epilogue(x @ weight.float().T, bias, token_scale, out_dtype)
+
+
+def unpack_matmul_backward(
+    grad: Tensor,
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    token_scale: Tensor | None,
+    for_weight: bool,
+    for_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `unpack_matmul` in weight and scale, each empty if it is not asked for."""
+    return gradients(grad, signs(bits, weight.shape[1]), weight, scale, token_scale, for_weight, for_scale)
+
+
+def gradients(
+    grad: Tensor,
+    signs: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    token_scale: Tensor | None,
+    for_weight: bool,
+    for_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """`unpack_matmul_backward` of unpacked tokens. Both gradients follow from that of weight * scale, an (N, d) matrix:
+    no (M, d) gradient is needed."""
+    g = as_rows(grad).float()
+    if token_scale is not None:
+        g = g * token_scale.flatten().float().unsqueeze(-1)
+    product = g.T @ as_rows(signs)
+    grad_weight, grad_scale = weight.new_empty(0), weight.new_empty(0, dtype=torch.float32)
+    if for_weight:
+        grad_weight = (product if scale is None else product * scale.float()).to(weight.dtype)
+    if for_scale:
+        grad_scale = (product * weight.float()).sum(0).to(scale.dtype)
+    return grad_weight, grad_scale
 
 
 def unpack_matmul_prepared(

@@ -152,6 +152,22 @@ def _unpack_matmul_prepared() -> list[Example]:
     ]
 
 
+def _unpack_matmul_backward() -> list[Example]:
+    bits, weight, scale = _bits(512, 96), torch.ones(256, 768), torch.ones(768)
+    tiles, finish = (ASYNC_128, FLOAT_TILES, STORES_128), (LOADS_128,)
+    plain = {"_products": tiles, "_gradients": finish}
+    return [
+        Example((torch.ones(512, 256, dtype=t), bits, weight.to(t), scale, None, True, True), plain, ("_products",))
+        for t in (BRAIN, HALF)
+    ] + [
+        Example(
+            (torch.ones(512, 256), bits, weight, None, torch.ones(512), True, False),
+            {"_terms": (), **plain},
+            ("_products",),
+        )
+    ]
+
+
 def _hamming_distance() -> list[Example]:
     return [
         Example((_bits(256, 96), _bits(256, 96)), {"_hamming_distance": (INT_ROWS, STORES_128)}, ("_hamming_distance",))
@@ -214,6 +230,7 @@ ROWS = {
     "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),
     "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
+    "unpack_matmul_backward": Row(_unpack_matmul_backward, (*FLOATS, _UINT8), large={131: (1100,)}),
     "unpack_matmul_prepared": Row(
         _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn)
     ),

@@ -18,8 +18,10 @@ import btr_kernels as bk
 from btr_kernels import reference
 
 from . import numpy_definitions as defined
+from . import projections
 from .comparison import FLOAT32_MAX, UNASKED, assert_close, assert_exact
-from .picks import FLOATS, Picks, restride
+from .picks import FLOATS, Picks, bytes_for, leading, restride
+from .projections import finite
 
 NORMS = ("none", "rms", "layer")
 INTEGERS = (torch.int32, torch.int64)
@@ -107,20 +109,6 @@ def _accepted(name: str, args: tuple) -> tuple:
     return tuple(a.detach().cpu() if isinstance(a, Tensor) else a for a in args)
 
 
-def leading(picks: Picks, tokens: int) -> tuple[int, ...]:
-    """A shape of 0 to 3 dimensions that holds this many tokens."""
-    shapes = [(tokens,), (1, tokens), (tokens, 1), (1, tokens, 1)]
-    if tokens == 1:
-        shapes.append(())
-    if tokens % 2 == 0:
-        shapes += [(2, tokens // 2), (tokens // 2, 1, 2)]
-    return picks.choice(shapes)
-
-
-def bytes_for(d: int) -> int:
-    return (d + 7) // 8
-
-
 # Packing, unpacking, binarization
 
 
@@ -196,102 +184,6 @@ def _sign_scale_backward_free(grad_out, x, scale, norm, eps, grad, limit):
     return on_the_edge, undecided
 
 
-# Projection
-
-
-def _columns(picks):
-    return picks.choice((0, 1, 15, 16, 17, 65))
-
-
-def _epilogue(picks, shape, n):
-    return (
-        picks.maybe(lambda: picks.floats((n,))),
-        picks.maybe(lambda: picks.floats(shape)),
-        picks.choice(FLOATS),
-    )
-
-
-def _unpack_matmul(picks, tokens, d):
-    shape, n = leading(picks, tokens), _columns(picks)
-    scale = picks.maybe(lambda: picks.floats((d,)))
-    return picks.bits((*shape, bytes_for(d))), picks.floats((n, d)), scale, *_epilogue(picks, shape, n)
-
-
-def _unpack_matmul_terms(bits, weight, scale, bias, token_scale, out_dtype):
-    absolute = [None if v is None else np.abs(v) for v in (weight, scale, bias, token_scale)]
-    ones = np.full_like(bits, 255)
-    (terms,) = defined.unpack_matmul(ones, *absolute)
-    # The sum may overflow before token_scale makes it small again, or before it meets an infinite term.
-    (finite,) = defined.unpack_matmul(ones, *map(_finite, absolute[:2]), None, None)
-    return (np.where(finite > FLOAT32_MAX / 4, UNASKED, terms),)
-
-
-def _finite(values):
-    return None if values is None else np.where(np.isfinite(values), values, 0.0)
-
-
-def _unpack_matmul_prepared(picks, tokens, d):
-    shape, n = leading(picks, tokens), _columns(picks)
-    precision = picks.choice(("exact", "fast", "int8", *(("fp8",) if picks.float8 else ())))
-    if precision == "fp8" or (precision == "fast" and picks.choice((False, True))):  # as prepared on a GPU
-        dtype = torch.float8_e4m3fn if precision == "fp8" else torch.float16
-        data = picks.floats((d, n), torch.float32, special=False).to(dtype)
-        factors = picks.floats((1, n), torch.float32, special=False)
-        if precision == "fp8":  # tensor cores add float8 products with fewer bits than float32 has
-            bias, token_scale, _ = _epilogue(picks, shape, n)
-            return picks.bits((*shape, bytes_for(d))), data, factors, precision, bias, token_scale, torch.bfloat16
-    elif precision == "exact":
-        data, factors = picks.floats((d, n)), None
-    elif precision == "fast":
-        # The absolute values of the 64 channels of a block sum to less than 2^15.
-        data, factors = picks.integers((d, n), -511, 511, torch.int16), picks.floats((-(-d // 64), n), torch.float32)
-    else:
-        data, factors = picks.integers((d, n), -127, 127, torch.int8), picks.floats((1, n), torch.float32)
-    return picks.bits((*shape, bytes_for(d))), data, factors, precision, *_epilogue(picks, shape, n)
-
-
-def _unpack_matmul_prepared_terms(bits, data, factors, precision, bias, token_scale, out_dtype):
-    weight = data.T.astype(np.float64)
-    if factors is not None:
-        weight = weight * np.repeat(factors, len(data) if len(factors) == 1 else 64, axis=0)[: len(data)].T
-    return _unpack_matmul_terms(bits, weight, None, bias, token_scale, out_dtype)
-
-
-def _gated(sample):
-    """Arguments of a projection with twice as many columns."""
-
-    def twice(picks, tokens, d):
-        def double(tensor, dim):
-            if tensor is None:
-                return None
-            plain = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-            return torch.cat([plain, plain.flip(dim)], dim).view(tensor.dtype)
-
-        bits, weight, *middle, bias, token_scale, out_dtype = sample(picks, tokens, d)
-        prepared = len(middle) == 2
-        weight = double(weight, 1 if prepared else 0)
-        if prepared:
-            middle[0] = double(middle[0], 1)
-        return bits, weight, *middle, double(bias, 0), token_scale, out_dtype
-
-    return twice
-
-
-def _gated_terms(project, terms):
-    """The error of a product is that of each factor times the other; gelu has slopes of up to 1.13."""
-
-    def of_product(*args):
-        ((y,), (s,)) = project(*args), terms(*args)
-        (gate, linear), (gate_terms, linear_terms) = np.split(y, 2, -1), np.split(s, 2, -1)
-        unasked = (gate_terms == UNASKED) | (linear_terms == UNASKED)
-        # Where gelu becomes 0 depends on how tanh is rounded, and 0 times infinity is NaN.
-        unasked |= np.isinf(linear) & (gate > -5.3) & (gate < -5.0)
-        size = 1.13 * gate_terms * np.abs(linear) + np.abs(defined.gelu(gate)) * linear_terms
-        return (np.where(unasked | (gate_terms**3 > FLOAT32_MAX), UNASKED, size),)
-
-    return of_product
-
-
 # Hamming distances
 
 
@@ -358,7 +250,7 @@ def _merge_tokens(picks, tokens, d):
 
 def _merge_tokens_terms(x, *rest):
     terms, sizes = defined.merge_tokens(np.abs(x), *rest)
-    sums = defined.merge_tokens(_finite(np.abs(x)), *rest)[0] * np.maximum(sizes, 1)[..., None]
+    sums = defined.merge_tokens(finite(np.abs(x)), *rest)[0] * np.maximum(sizes, 1)[..., None]
     return np.where(sums > FLOAT32_MAX / 4, UNASKED, terms), None
 
 
@@ -416,19 +308,25 @@ OPERATORS = {
         ),
         Operator(
             "unpack_matmul",
-            _unpack_matmul,
+            projections.unpack_matmul,
             defined.unpack_matmul,
-            _unpack_matmul_terms,
+            projections.unpack_matmul_terms,
             public=lambda bits, weight, scale, bias, token_scale, out_dtype: bk.unpack_matmul(
                 bits, weight, scale, bias, token_scale=token_scale, out_dtype=out_dtype
             ),
             has_out=True,
         ),
         Operator(
+            "unpack_matmul_backward",
+            projections.unpack_matmul_backward,
+            defined.unpack_matmul_backward,
+            projections.unpack_matmul_backward_terms,
+        ),
+        Operator(
             "unpack_matmul_prepared",
-            _unpack_matmul_prepared,
+            projections.unpack_matmul_prepared,
             defined.unpack_matmul_prepared,
-            _unpack_matmul_prepared_terms,
+            projections.unpack_matmul_prepared_terms,
             public=lambda bits, data, factors, precision, bias, token_scale, out_dtype: bk.unpack_matmul(
                 bits,
                 bk.PreparedWeight(data, factors, precision, torch.float32),
@@ -440,9 +338,9 @@ OPERATORS = {
         ),
         Operator(
             "unpack_geglu",
-            _gated(_unpack_matmul),
+            projections.gated(projections.unpack_matmul),
             defined.gated(defined.unpack_matmul),
-            _gated_terms(defined.unpack_matmul, _unpack_matmul_terms),
+            projections.gated_terms(defined.unpack_matmul, projections.unpack_matmul_terms),
             public=lambda bits, weight, scale, bias, token_scale, out_dtype: bk.unpack_geglu(
                 bits, weight, scale, bias, token_scale=token_scale, out_dtype=out_dtype
             ),
@@ -450,9 +348,9 @@ OPERATORS = {
         ),
         Operator(
             "unpack_geglu_prepared",
-            _gated(_unpack_matmul_prepared),
+            projections.gated(projections.unpack_matmul_prepared),
             defined.gated(defined.unpack_matmul_prepared),
-            _gated_terms(defined.unpack_matmul_prepared, _unpack_matmul_prepared_terms),
+            projections.gated_terms(defined.unpack_matmul_prepared, projections.unpack_matmul_prepared_terms),
             public=lambda bits, data, factors, precision, bias, token_scale, out_dtype: bk.unpack_geglu(
                 bits,
                 bk.PreparedWeight(data, factors, precision, torch.float32),

@@ -150,6 +150,17 @@ def unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype=None):
     return (out,)
 
 
+def unpack_matmul_backward(grad, bits, weight, scale, token_scale, for_weight, for_scale):
+    product = np.zeros(weight.shape)
+    factors = None if token_scale is None else token_scale.reshape(-1)
+    for row, (g, token) in enumerate(zip(_rows(grad), _rows(bits), strict=True)):
+        x = _signs(token, weight.shape[1])
+        for n in range(weight.shape[0]):
+            product[n] += x * (g[n] if factors is None else g[n] * factors[row])
+    grad_weight = product if scale is None else product * scale
+    return grad_weight if for_weight else np.empty(0), np.sum(product * weight, axis=0) if for_scale else np.empty(0)
+
+
 def unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, out_dtype=None):
     if factors is None:
         return unpack_matmul(bits, data.T.astype(np.float64), None, bias, token_scale)

@@ -29,6 +29,20 @@ def restride(tensor: torch.Tensor, kind: str) -> torch.Tensor:
     return view.copy_(tensor)
 
 
+def leading(picks: Picks, tokens: int) -> tuple[int, ...]:
+    """A shape of 0 to 3 dimensions that holds this many tokens."""
+    shapes = [(tokens,), (1, tokens), (tokens, 1), (1, tokens, 1)]
+    if tokens == 1:
+        shapes.append(())
+    if tokens % 2 == 0:
+        shapes += [(2, tokens // 2), (tokens // 2, 1, 2)]
+    return picks.choice(shapes)
+
+
+def bytes_for(d: int) -> int:
+    return (d + 7) // 8
+
+
 class Picks:
     """Random arguments from a seed."""
 

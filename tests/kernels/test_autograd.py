@@ -237,3 +237,23 @@ def test_forward_mode_is_refused():
         torch.func.jvp(lambda s: bk.unpack_bits(bits, 20, s), (scale,), (scale,))
     with torch.autograd.forward_ad.dual_level():
         assert bk.unpack_bits(bits, 20, scale).shape == (3, 20)  # nothing to derive
+
+
+@pytest.mark.parametrize("used", ["weight", "scale", "all"])
+def test_second_derivatives_of_unpack_matmul(used, implementation):
+    bits, (m, n, d) = bk.pack_bits(torch.randn(6, 20)), (6, 4, 20)
+    signs = signs_of(bits, d)
+    weight, scale, token_scale = leaf(n, d), leaf(d), leaf(m)
+    first = {"weight": [weight], "scale": [scale], "all": [weight, scale, token_scale]}[used]
+    upstream, mixed = leaf(m, n), [torch.randn(t.shape) for t in first]
+
+    def second(function):
+        y = function(weight, scale, token_scale)
+        gradients = torch.autograd.grad(y, first, upstream, create_graph=True)
+        total = sum((g * w).sum() for g, w in zip(gradients, mixed, strict=True))
+        return torch.autograd.grad(total, [upstream, weight, scale, token_scale], allow_unused=True)
+
+    got = second(lambda w, s, t: bk.unpack_matmul(bits, w, s, token_scale=t))
+    expected = second(lambda w, s, t: t.unsqueeze(-1) * ((signs * s) @ w.T))
+    for g, e in zip(got, expected, strict=True):
+        assert (g is None or not bool(g.any())) if e is None else torch.allclose(g, e, rtol=1e-4, atol=1e-4)

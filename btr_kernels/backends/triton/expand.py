@@ -35,7 +35,7 @@ def masks(device: torch.device) -> Tensor:
 def as_words(bits: Tensor) -> Tensor:
     """Contiguous packed rows (rows, w) as int32 (rows, w / 4) where that is possible: fewer, wider loads."""
     rows = bits.contiguous().view(-1, bits.shape[-1])
-    aligned = rows.shape[1] % 4 == 0 and rows.data_ptr() % 4 == 0
+    aligned = rows.shape[0] > 0 and rows.shape[1] % 4 == 0 and rows.data_ptr() % 4 == 0
     return rows.view(torch.int32) if aligned else rows
 
 

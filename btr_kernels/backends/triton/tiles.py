@@ -18,8 +18,6 @@ from .common import INTERPRET, power_of_two
 
 #: Up to this many tokens the weight is read about once, by programs with few columns each.
 FEW = 64
-#: Processors to fill where there is no GPU to ask: those of an H100 or H200.
-_PROCESSORS = 132
 #: Bytes of weight that a program reads in about the time that a second kernel takes: to split less is no first guess.
 _ALONE = 128 << 10
 
@@ -103,11 +101,7 @@ def configurations(
 
 def _splits(tile: tuning.Config, n: int, d: int, itemsize: int, device: torch.device) -> list[int]:
     """Into how many parts the channels may be split: so many that every processor has a program, or none."""
-    if INTERPRET:
-        processors = 2
-    else:
-        cuda = device.type == "cuda"
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else _PROCESSORS
-    parts = min(triton.cdiv(d, tile["BK"]), triton.cdiv(processors, triton.cdiv(n, tile["BN"])))
+    programs = triton.cdiv(n, tile["BN"])
+    parts = min(triton.cdiv(d, tile["BK"]), triton.cdiv(tuning.processors(device), programs))
     split_first = INTERPRET or tile["BN"] * d * itemsize > _ALONE
     return sorted({1, parts}, reverse=split_first)

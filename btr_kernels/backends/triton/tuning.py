@@ -47,6 +47,14 @@ def architecture(device: torch.device) -> int:
     return 90 if major in (9, 10) else 80
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU, which each want a program; those of an H100 or H200 where there is no GPU to ask, two
+    in the interpreter."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2 if INTERPRET else 132
+
+
 def for_device(table: Mapping[int, Sequence[Config]], device: torch.device) -> Sequence[Config]:
     """The entry of the architecture, or of the next older one."""
     wanted = architecture(device)
