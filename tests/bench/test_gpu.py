@@ -16,7 +16,7 @@ import torch
 
 from btr_kernels.bench.case import Target
 from btr_kernels.bench.gpu import __main__ as command
-from btr_kernels.bench.gpu import checks, report, rows
+from btr_kernels.bench.gpu import checks, measure, packages, report, rows
 from btr_kernels.bench.gpu.timing import MIN_ROUNDS, Time, alternate
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,16 @@ def small_rows() -> list[rows.Row]:
     prepared = [rows.project(p, t, 80, 48, 64, ()) for p, t in (("int8", bf16), ("fast", fp32))]
     few = rows.project("int8", bf16, 8, 48, 64, (Target(1.2, 1.8, (rows.CUBLAS,)),))
     streaming = [rows.pack(bf16, 32, 64), rows.unpack(fp32, 32, 64), rows.normalised("layer", bf16, 32, 64)]
-    return [*plain, *prepared, few, *streaming, rows.matched(3, 16, 64, 8, False), rows.distances(20, 30, 64)]
+    gradients = rows.project_gradients(bf16, 40, 48, 64)
+    return [
+        *plain,
+        *prepared,
+        few,
+        gradients,
+        *streaming,
+        rows.matched(3, 16, 64, 8, False),
+        rows.distances(20, 30, 64),
+    ]
 
 
 @pytest.mark.parametrize("row", small_rows(), ids=lambda row: row.name)
@@ -188,9 +197,9 @@ def result() -> dict:
         "format": report.FORMAT, "complete": True, "command": "make gpu", "date": "2026-01-02T03:04:05+00:00",
         "gpu": "NVIDIA Made-Up 9", "versions": {"torch": "2.11", "triton": "3.6", "cuda": "13.0"}, "backend": "auto",
         "checks": {"good": {"passed": True, "detail": ""}, "slow": {"passed": None, "detail": "out of time"}},
-        "limits": LIMITS, "rows": [row_result(), row_result(ours=Time(error="broken"))],
+        "limits": LIMITS, "rows": [row_result(fast=Time(error="gone")), row_result(ours=Time(error="broken"))],
         "reader": {"base": {"error": "not run"}, "large": {"device": "it", "speedup": {"btr": 5.0}}},
-        "not_measured": {"fp8": "too old"},
+        "not_measured": {"fp8": "too old"}, "time": {"build": {"seconds": 12.3, "until": 60.0}},
     }  # fmt: skip
 
 
@@ -199,10 +208,11 @@ def test_the_report_as_text(result):
     assert "`make gpu` on NVIDIA Made-Up 9, 2026-01-02T03:04:05+00:00: torch 2.11, Triton 3.6, CUDA 13.0" in text
     assert "copy 4000 GB/s, bfloat16 800 TFLOP/s" in text
     assert "1 of 2 checks passed; not run: slow (out of time)." in text
-    assert "| a row | 2.00 ms | 2000 | - | 50% | 1% | 4.00x slow, 2.50x fast |" in text
+    assert "| a row | 2.00 ms | 2000 | - | 50% | 1% | 4.00x slow |" in text
     assert "| a row | failed |" in text
     assert "1 of 2 targets met." in text
-    assert "| a row | fast | 2.50x | 2.00x | 3.00x | met |" in text
+    assert "| a row | slow | 4.00x | 2.00x | 3.00x | stretch met |" in text
+    assert "Peers that failed: fast in a row (gone)" in text and "Time: build 12 s." in text
     assert "`btr bench` large on it: btr 5.00x of Atlas." in text
     assert "Not measured: fp8 (too old)" in text
 
@@ -318,8 +328,10 @@ def pretend_gpu(monkeypatch):
     monkeypatch.setattr(command, "build", lambda root, seconds: "not built: a test")
     monkeypatch.setattr(command, "current_device", lambda: CPU)
     monkeypatch.setattr(command, "limits", lambda device: LIMITS)
-    monkeypatch.setattr(command, "Cuda", CpuAsGpu)
-    monkeypatch.setattr(command, "ROW_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "Cuda", CpuAsGpu)
+    monkeypatch.setattr(measure, "ROW_SECONDS", 0.0)
+    monkeypatch.setattr(packages, "run", lambda package, limits, backend, seconds: ([], "not installed"))
+    monkeypatch.setattr(command, "read", lambda root, shape, seconds: {"error": f"not run: {seconds > 0}"})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(command, "all_rows", lambda: [*small_rows(), rows.project("fp8", torch.bfloat16, 8, 8, 8, ())])
     monkeypatch.setattr(checks.Checks, "_worker", lambda *args: pytest.fail("a worker was started"))
@@ -330,7 +342,12 @@ def test_the_whole_command(pretend_gpu, tmp_path, capsys):
     (path,) = tmp_path.glob("nvidia-made-up-9/*.json")
     found = json.loads(path.read_text())
     assert len(found["rows"]) == len(small_rows())
-    assert found["not_measured"] == {"unpack_matmul fp8 bfloat16, 8 x 8 -> 8": "needs compute capability 8.9"}
+    assert found["not_measured"] == {
+        "unpack_matmul fp8 bfloat16, 8 x 8 -> 8": "needs compute capability 8.9",
+        **dict.fromkeys(packages.PACKAGES, "not installed"),
+    }
+    assert set(found["reader"]) == {"base", "large"}
+    assert list(found["time"]) == ["build", "checks", "rows", "packages", "reader"]
     assert not found["complete"], "nothing was checked"
     assert all(row["seconds"]["ours"] and not row["errors"] for row in found["rows"])
     assert "| pack_bits bfloat16, 32 x 64 |" in capsys.readouterr().out
@@ -347,7 +364,7 @@ def test_the_whole_command_with_its_checks(pretend_gpu, monkeypatch, tmp_path):
 
 
 def test_what_there_is_no_time_for_is_named(pretend_gpu, tmp_path):
-    arguments = argparse.Namespace(minutes=0.5, backend="auto", results=tmp_path, rows=None, no_checks=True)
+    arguments = argparse.Namespace(minutes=0.1, backend="auto", results=tmp_path, rows=None, no_checks=True)
     found = command.prove(arguments)
     assert not found["rows"] and "out of time" in found["not_measured"].values()
 

@@ -4,14 +4,14 @@
     python -m btr_kernels.bench.gpu --help
 
 Builds what can be built, checks every operator on every GPU backend, streams and graphs, measures every row of `rows`
-against its peers and the machine's limits, and runs `btr bench`. What there is no time for is left out and named.
+against its peers and the machine's limits, and those of `packages` against theirs, and runs `btr bench`. Each part has
+its share of the time (`schedule`); what there is no time for is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import inspect
 import json
 import os
 import subprocess
@@ -25,16 +25,19 @@ from typing import Any
 import torch
 
 from ... import backends, use_backend
+from . import packages
 from . import report as reports
 from .checks import Checks
-from .rows import Row, all_rows, sets_past
-from .timing import Cuda, Time, alternate, limits
+from .measure import measure
+from .rows import Row, all_rows
+from .schedule import Schedule
+from .timing import limits
 
 ROOT = Path(__file__).parents[3]
-#: Seconds for one row, compilation not counted, and those kept for what comes after the rows.
-ROW_SECONDS, RESERVED = 1.5, 60.0
-#: Peers of unpack_matmul at low precision that others ship. None could be run where these rows were written.
-OTHER_PACKAGES = ("gemlite", "bitblas", "flashinfer")
+#: Seconds that a row takes with what it compiles: none is begun with less.
+ROW_NEEDS = 10.0
+#: What `btr bench` reads on the GPU: the sizes of the targets, in the dtype that GPUs multiply fast.
+READER = ("--passages", "40", "--passage-length", "200", "--dtype", "bfloat16", "--readers", "atlas", "deformer", "btr")
 
 
 def why_not() -> str | None:
@@ -66,7 +69,8 @@ def build(root: Path, seconds: float) -> str:
 
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("triton", "btr-kernels", *OTHER_PACKAGES):
+    others = (packages.DISTRIBUTIONS.get(module, module) for module in packages.PACKAGES)
+    for package in ("triton", "btr-kernels", *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -74,37 +78,16 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def measure(row: Row, device: torch.device, cache: int, room: int, limits: dict[str, float]) -> dict[str, Any]:
-    """The row's entry of the report.
-
-    Raises:
-        AssertionError: the result is not the reference's.
-    """
-    generator = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(4), "little"))
-    inputs = [row.make(generator, device)]
-    row.ours(inputs[0])  # chooses the configuration that is then checked
-    row.verify(inputs[0])
-    inputs += [row.make(generator, device) for _ in range(sets_past(cache, row, room) - 1)]
-    contenders = {"ours": row.ours, **row.peers}
-    times: dict[str, Time] = alternate(contenders, inputs, Cuda(), ROW_SECONDS, time.perf_counter)
-    return reports.row_result(row, times, limits)
-
-
 def read(root: Path, shape: str, seconds: float) -> dict[str, Any]:
     """`btr bench` on the GPU."""
-    try:
-        from btr_reader.commands.bench import bench
-    except ImportError as error:
-        return {"error": f"not run: {error}"}
-    if "device" not in inspect.signature(bench).parameters:
-        return {"error": "not run: the reader has no GPU form yet"}
     file = root / "build" / f"gpu-reader-{shape}.json"
     file.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "btr_reader", "bench", "--shape", shape, "--device", "cuda", "--passages", "40"]
-    command += ["--passage-length", "200", "--json", str(file)]
+    command = [sys.executable, "-m", "btr_reader", "bench", "--shape", shape, "--device", "cuda", *READER]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "python")])}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 1), env=env)
+        done = subprocess.run(
+            [*command, "--json", str(file)], capture_output=True, text=True, timeout=max(seconds, 1), env=env
+        )
     except subprocess.TimeoutExpired:
         return {"error": "not run: out of time"}
     if done.returncode != 0:
@@ -121,24 +104,22 @@ def tuned(device: torch.device) -> dict[str, Any]:
 
 def prove(arguments: argparse.Namespace, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
     """Everything, within the time; the report, which is also saved after every row."""
-    end = clock() + 60 * arguments.minutes
-
-    def left() -> float:
-        return end - clock()
-
-    built = build(ROOT, 0.4 * left())
+    schedule = Schedule(arguments.minutes, clock)
+    with schedule.part("build"):
+        built = build(ROOT, schedule.left())
     print(f"kernels in C++ and CUDA: {built}", flush=True)
     device = current_device()
     properties = torch.cuda.get_device_properties(device)
     status = backends()
     on_gpu = [name for name in ("triton", "cuda") if status[name].available]
-    checks = Checks(ROOT, int.from_bytes(os.urandom(3), "little"), left)
-    if not arguments.no_checks:
-        for name in on_gpu:
-            print(f"checking {name}", flush=True)
-            checks.results_agree(name, status[name].operators, min(8, os.cpu_count() or 1))
-        print("checking streams, graphs and memory", flush=True)
-        checks.launches_and_memory(on_gpu)
+    checks = Checks(ROOT, int.from_bytes(os.urandom(3), "little"), schedule.left)
+    with schedule.part("checks"):
+        if not arguments.no_checks:
+            for name in on_gpu:
+                print(f"checking {name}", flush=True)
+                checks.results_agree(name, status[name].operators, min(8, os.cpu_count() or 1))
+            print("checking streams, graphs and memory", flush=True)
+            checks.launches_and_memory(on_gpu)
     torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {
         "format": reports.FORMAT,
@@ -158,33 +139,45 @@ def prove(arguments: argparse.Namespace, clock: Callable[[], float] = time.monot
         "rows": [],
         "not_measured": {},
         "reader": {},
+        "time": schedule.parts,
     }
-    for package in OTHER_PACKAGES:
-        if report["versions"][package]:
-            report["not_measured"][package] = "installed, but no row for it yet"
-    room = properties.total_memory // 2
-    for row in all_rows():
-        if arguments.rows and arguments.rows not in row.name:
-            continue
-        if 10 * properties.major + properties.minor < row.needs:
-            report["not_measured"][row.name] = f"needs compute capability {row.needs / 10}"
-        elif left() < RESERVED:
-            report["not_measured"][row.name] = "out of time"
-        else:
-            print(f"measuring {row.name}", flush=True)
-            try:
-                with use_backend(arguments.backend):
-                    report["rows"].append(measure(row, device, properties.L2_cache_size, room, report["limits"]))
-            except AssertionError as error:
-                checks.results[row.name] = {"passed": False, "detail": str(error)}
-            except (RuntimeError, ValueError) as error:
-                report["not_measured"][row.name] = f"{type(error).__name__}: {error}"
-            torch.cuda.empty_cache()
-        reports.save(report, arguments.results)
-    report["reader"] = {shape: read(ROOT, shape, 0.5 * left()) for shape in ("base", "large")}
+    with schedule.part("rows"):
+        for row in all_rows():
+            if not arguments.rows or arguments.rows in row.name:
+                _measure_into(report, row, device, schedule)
+                reports.save(report, arguments.results)
+    if not arguments.rows:
+        with schedule.part("packages"):
+            for i, package in enumerate(packages.PACKAGES):
+                share = schedule.left() / (len(packages.PACKAGES) - i)
+                found, why_not = packages.run(package, report["limits"], arguments.backend, share)
+                report["rows"] += found
+                if why_not:
+                    report["not_measured"][package] = why_not
+        with schedule.part("reader"):
+            # The large shape takes about three times as long.
+            report["reader"]["base"] = read(ROOT, "base", 0.3 * schedule.left())
+            report["reader"]["large"] = read(ROOT, "large", schedule.left())
     report["tuned"] = tuned(device) if status["triton"].available else {}
     report["complete"] = not arguments.rows and not arguments.no_checks
     return report
+
+
+def _measure_into(report: dict[str, Any], row: Row, device: torch.device, schedule: Schedule) -> None:
+    if 10 * float(report["capability"]) < row.needs:
+        report["not_measured"][row.name] = f"needs compute capability {row.needs / 10}"
+    elif schedule.left() < ROW_NEEDS:
+        report["not_measured"][row.name] = "out of time"
+    else:
+        print(f"measuring {row.name}", flush=True)
+        try:
+            with use_backend(report["backend"]):
+                report["rows"].append(measure(row, device, report["limits"]))
+        except AssertionError as error:
+            report["checks"][row.name] = {"passed": False, "detail": str(error)}
+        except (RuntimeError, ValueError) as error:
+            report["not_measured"][row.name] = f"{type(error).__name__}: {error}"
+        torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

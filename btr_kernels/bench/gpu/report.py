@@ -88,9 +88,15 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         text += ["", f"{met} of {len(verdicts)} targets met.", ""]
         text.append(markdown_table(TARGETS_HEADER, [(name, *verdict_cells(verdict)) for name, verdict in verdicts]))
     text += ["", *(_reader_line(name, reader) for name, reader in report["reader"].items())]
+    failed_peers = [
+        f"{name} in {row['name']} ({why})" for row in rows for name, why in row["errors"].items() if name != "ours"
+    ]
+    if failed_peers:
+        text += ["", "Peers that failed: " + "; ".join(failed_peers)]
     if report["not_measured"]:
         text += ["", "Not measured: " + "; ".join(f"{name} ({why})" for name, why in report["not_measured"].items())]
-    return text
+    spent = ", ".join(f"{name} {part['seconds']:.0f} s" for name, part in report["time"].items())
+    return [*text, "", f"Time: {spent}."]
 
 
 def _limit_rate(name: str, value: float) -> str:

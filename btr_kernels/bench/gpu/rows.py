@@ -23,6 +23,8 @@ Run = Callable[[Inputs], object]
 
 CUBLAS = "cuBLAS bf16, unpacked before"
 UNPACK_CUBLAS = "torch unpack + cuBLAS bf16"
+#: cuBLAS at the weight's own 8 bits, by PyTorch's private names for it. They do less: no factors of the outputs.
+CUBLAS_INT8, CUBLAS_FP8 = "cuBLAS int8, unpacked before", "cuBLAS fp8, unpacked before"
 CUBLAS_FLOAT = "cuBLAS float32, unpacked before"
 EAGER, COMPILED = "torch eager", "torch.compile"
 
@@ -84,20 +86,29 @@ def _bits(generator: torch.Generator, device: torch.device, *shape: int) -> Tens
 
 def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets: tuple[Target, ...]) -> Row:
     """`unpack_matmul`; precision "plain" is the weight as it is."""
+    bytewise = precision in ("int8", "fp8") and m > 16  # fewer tokens are refused
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         bits = _bits(generator, device, m, d // 8)
         weight = _normal(generator, device, n, d, dtype=dtype)
         peer = torch.bfloat16 if dtype != torch.float32 else torch.float32
+        used = weight if precision == "plain" else matmul.prepare_weight(weight, precision=precision)
         return Inputs(
             bits=bits,
             weight=weight,
-            used=weight if precision == "plain" else matmul.prepare_weight(weight, precision=precision),
+            used=used,
+            narrow=reference.signs(bits, d).to(used.data.dtype) if bytewise else None,
+            one=torch.ones((), device=device),
             unpacked=reference.signs(bits, d, peer),
             peer_weight=weight.to(peer).t(),
             out=torch.empty(m, n, dtype=dtype, device=device),
             peer_out=torch.empty(m, n, dtype=peer, device=device),
         )
+
+    def eight_bits(i: Inputs) -> Tensor:
+        if precision == "int8":
+            return torch._int_mm(i.narrow, i.used.data)
+        return torch._scaled_mm(i.narrow, i.used.data, i.one, i.one, out_dtype=dtype)
 
     def unpack_then_matmul(i: Inputs) -> Tensor:
         return torch.matmul(reference.signs(i.bits, d, i.peer_weight.dtype), i.peer_weight, out=i.peer_out)
@@ -108,6 +119,8 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
     }
     if precision == "plain":
         peers["torch unpack + cuBLAS float32" if float32 else UNPACK_CUBLAS] = unpack_then_matmul
+    if bytewise:
+        peers[CUBLAS_INT8 if precision == "int8" else CUBLAS_FP8] = eight_bits
     stored = {"int8": 1, "fp8": 1, "fast": 2}.get(precision, dtype.itemsize)
     # What rounding the result leaves, or the precision if that is worse; `checks` compares more strictly.
     tolerance = {"fast": 1e-3, "int8": 1.5e-2, "fp8": 4e-2}.get(precision, 1e-5 if float32 else 4e-3)
@@ -123,6 +136,37 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
         tolerance=tolerance,
         targets=targets,
         needs=89 if precision == "fp8" else 0,
+    )
+
+
+def project_gradients(dtype: torch.dtype, m: int, n: int, d: int) -> Row:
+    """Gradients of `unpack_matmul` in weight and scale; peers multiply the same matrices and no more."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        bits = _bits(generator, device, m, d // 8)
+        return Inputs(
+            grad=_normal(generator, device, m, n, dtype=dtype),
+            bits=bits,
+            weight=_normal(generator, device, n, d, dtype=dtype),
+            scale=torch.rand(d, generator=generator, device=device),
+            unpacked=reference.signs(bits, d, dtype),
+        )
+
+    def ours(i: Inputs) -> tuple[Tensor, ...]:
+        return torch.ops.btr.unpack_matmul_backward(i.grad, i.bits, i.weight, i.scale, None, True, True)
+
+    return Row(
+        f"unpack_matmul gradients {str(dtype)[6:]}, {m} x {d} -> {n}",
+        make,
+        ours,
+        lambda i: reference.unpack_matmul_backward(i.grad, i.bits, i.weight, i.scale, None, True, True),
+        {
+            CUBLAS: lambda i: i.grad.t() @ i.unpacked,
+            UNPACK_CUBLAS: lambda i: i.grad.t() @ reference.signs(i.bits, d, dtype),
+        },
+        bytes=m * d // 8 + dtype.itemsize * (m * n + 2 * n * d),
+        operations=2 * m * n * d,
+        tolerance=4e-3,
     )
 
 
@@ -269,6 +313,8 @@ def all_rows() -> list[Row]:
     rows += [project("plain", fp32, *sizes[0], (Target(3, 4, (CUBLAS_FLOAT,)),))]
     rows += [project("fast", fp32, *sizes[0], (Target(6, 10, (CUBLAS_FLOAT,)),))]
     rows += [project("int8", bf16, m, 2048, 768, few) for m in (1, 8, 16, 64)]
+    rows += [project("int8", bf16, 1, 768, 768, few), project("int8", bf16, 8, 5632, 1024, few)]
+    rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
     rows += [pack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [unpack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [normalised(norm, bf16, 262144, 768) for norm in ("rms", "layer")]
