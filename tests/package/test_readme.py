@@ -59,7 +59,7 @@ def test_the_table_of_the_gpu_is_that_of_the_newest_run(tables, tmp_path):
     report = {
         "format": "gpu-1", "complete": True, "command": "make gpu", "date": "2026-01-01", "gpu": "A GPU",
         "versions": {"torch": "2", "triton": "3", "cuda": "13"}, "backend": "auto", "checks": {}, "limits": {},
-        "rows": [], "reader": {}, "not_measured": {},
+        "rows": [], "reader": {}, "not_measured": {}, "time": {},
     }  # fmt: skip
     for gpu, date in (("a", "2026-01-02"), ("b", "2026-01-01")):
         (tmp_path / "results" / gpu).mkdir()
