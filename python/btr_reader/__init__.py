@@ -6,7 +6,7 @@ Where things are:
     tokenizer, settings, model        vocabulary, shapes and cut, weights; reader: all three in a directory
     attention, states, encoder        the encoder in all its forms; decoder: greedy answers; engine: both together
     linears, graphs, devices          what they run on: libraries of the projections, captured decoder steps
-    compression, cosine               merging of similar tokens
+    shares, compression, cosine       merging of similar tokens: how many, and how
     encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
     atlas_checkpoint                  original checkpoints
     benchmark                         end-to-end throughput
@@ -28,8 +28,8 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
-    "PRESETS": "compression",
-    "Compression": "compression",
+    "PRESETS": "shares",
+    "Compression": "shares",
     "PassageEncoder": "encoding",
     "Reader": "reader",
     "ReaderEngine": "engine",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 
+#: Optional dependencies that only some commands need.
+_EXTRAS = {"accelerate": "train"}
+
 
 def main() -> int:
-    """Runs `btr_reader.cli.main`, which needs the optional dependencies `reader`."""
+    """Runs `btr_reader.cli.main`, which needs the optional dependencies `reader`, some commands others."""
     try:
         from .cli import main as run
 
         return run()
     except ModuleNotFoundError as missing:
-        print(f"btr: {missing.name} is not installed: run pip install 'btr-kernels[reader]'", file=sys.stderr)
+        extra = _EXTRAS.get(missing.name, "reader")
+        print(f"btr: {missing.name} is not installed: run pip install 'btr-kernels[{extra}]'", file=sys.stderr)
         return 1
 
 

@@ -17,7 +17,9 @@ from .commands.encode import encode
 from .commands.evaluate import evaluate
 from .commands.init_reader import init_reader
 from .commands.make_corpus import make_corpus
+from .commands.make_facts import make_facts
 from .commands.store import info, verify
+from .commands.train import btr, deformer, teacher
 
 DESCRIPTION = "Atlas readers over binary passage tokens."
 
@@ -26,10 +28,14 @@ def _app() -> SubcommandApp:
     store = SubcommandApp()
     store.command(info)
     store.command(verify)
+    train = SubcommandApp()
+    for command in (teacher, deformer, btr):
+        train.command(command)
     app = SubcommandApp()
-    for command in (encode, answer, convert_atlas, init_reader, calibrate, make_corpus, bench):
+    for command in (encode, answer, convert_atlas, init_reader, calibrate, make_corpus, make_facts, bench):
         app.command(command)
     app.command(evaluate, name="eval")
+    app.command(train, name="train", help="Trains a teacher, or a student of one.")
     app.command(store, name="store", help="Shows what is in a store, or checks it.")
     return app
 

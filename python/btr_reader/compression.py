@@ -1,9 +1,6 @@
-"""Merging of similar passage tokens, offline and in the joint layers, and the presets of how many are kept."""
+"""Merging of similar passage tokens, offline and in the joint layers."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,57 +8,6 @@ from torch import Tensor
 import btr_kernels
 
 from .cosine import match_by_cosine
-
-Preset = Literal["none", "paper", "aggressive"]
-Similarity = Literal["hamming", "keys"]
-
-
-@dataclass(frozen=True)
-class Compression:
-    """Shares of passage tokens kept, each in (0, 1]; 1 keeps all. Query tokens are never merged.
-
-    offline: of a passage, before it is stored. joint: in each joint encoder layer, of what came in; one share for all,
-    or one for each layer. decoder: of what the last encoder layer gives, before keys and values are projected for the
-    decoder. (BTR, offline and runtime compression.)
-
-    similarity: what tokens are compared by in the joint layers and before the decoder: the Hamming distance of the
-    signs of their states, or the cosine of the attention's keys (`keys`; Token Merging, Bolya et al. 2023, section 3).
-    """
-
-    offline: float = 1.0
-    joint: float | tuple[float, ...] = 1.0
-    decoder: float = 1.0
-    similarity: Similarity = "hamming"
-
-    def __post_init__(self) -> None:
-        for name in ("offline", "decoder"):
-            check_keep(name, getattr(self, name))
-        for keep in self.joint if isinstance(self.joint, tuple) else (self.joint,):
-            check_keep("joint", keep)
-        if self.similarity not in get_args(Similarity):
-            raise ValueError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {self.similarity!r}")
-
-    def of_layers(self, layers: int) -> tuple[float, ...]:
-        """The shares of the joint layers. Raises `ValueError` where `joint` is for another number of them."""
-        shares = self.joint if isinstance(self.joint, tuple) else (self.joint,) * layers
-        if len(shares) != layers:
-            raise ValueError(f"joint: expected one share or {layers}, one for each joint layer, got {len(shares)}")
-        return shares
-
-
-def check_keep(name: str, keep: float) -> None:
-    """Raises `ValueError` unless `keep` is a number in (0, 1]."""
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"{name}: the share of tokens to keep must be in (0, 1], got {keep!r}")
-
-
-# `aggressive` is the benchmark's default. `paper` has the paper's three mechanisms at milder shares. The shares are our
-# choice: those behind the paper's figures are not known to us.
-PRESETS: dict[str, Compression] = {
-    "none": Compression(),
-    "paper": Compression(offline=0.7, joint=0.9, decoder=0.7),
-    "aggressive": Compression(offline=0.5, joint=0.8, decoder=0.5),
-}
 
 
 def earliest_positions(slot: Tensor, positions: Tensor | None, width: int) -> Tensor:

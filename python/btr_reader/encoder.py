@@ -15,9 +15,10 @@ from transformers import T5ForConditionalGeneration
 
 from .attention import attend, attention_bias, distance_bias, rms_norm
 from .batches import PassageBatch, QueryBatch
-from .compression import Compression, merge_passages
+from .compression import merge_passages
 from .linears import Linears, float_linear
 from .settings import ReaderSettings
+from .shares import Compression
 from .stages import StageClock
 from .states import FloatStates, Projections, States
 

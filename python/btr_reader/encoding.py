@@ -13,12 +13,12 @@ from tqdm import tqdm
 import btr_kernels
 
 from .batches import pad_passages
-from .compression import check_keep
 from .digests import file_digest
 from .encoder import FusionEncoder
 from .offline_merging import offline_plan
 from .passages import Passage, read_passages
 from .reader import Reader
+from .shares import check_keep
 from .store import (
     KINDS,
     MANIFEST_FILE,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .batches import PassageBatch, QueryBatch
-from .compression import PRESETS, Compression
 from .decoder import CrossMemory, GreedyDecoder
 from .encoder import FusionEncoder, Memory
 from .linears import Int8Linears, LinearPrecision, float_linear
 from .reader import Reader
+from .shares import PRESETS, Compression
 from .stages import StageClock
 from .states import BinaryCode, BinaryStates, States
 

@@ -86,6 +86,17 @@ def norm_scale(norm: nn.Module, residual_scale: Tensor, cut_point: CutPoint) -> 
     return norm.weight * residual_scale / torch.sqrt(residual_scale.pow(2).mean() + norm.variance_epsilon)
 
 
+def after_the_cut(
+    model: T5ForConditionalGeneration, settings: ReaderSettings
+) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
+    """The sub-layer that reads the states at the cut: its norm and its first projections."""
+    if settings.cut_point == "attention_output":
+        layer = model.encoder.block[settings.cut_layer - 1].layer[1]
+        return layer.layer_norm, (layer.DenseReluDense.wi_0, layer.DenseReluDense.wi_1)
+    layer = model.encoder.block[settings.cut_layer].layer[0]
+    return layer.layer_norm, (layer.SelfAttention.q, layer.SelfAttention.k, layer.SelfAttention.v)
+
+
 class BinaryCode:
     """How a reader reads its bits back: the residual is rho * (±1), the normalised state is `norm_scale` * (±1).
 
@@ -101,18 +112,12 @@ class BinaryCode:
         precision: str = "exact",
     ):
         """residual_scale: rho, float32 `(d,)`; precision: as in `btr_kernels.prepare_weight`."""
-        if settings.cut_point == "attention_output":
-            layer = model.encoder.block[settings.cut_layer - 1].layer[1]
-            linears = (layer.DenseReluDense.wi_0, layer.DenseReluDense.wi_1)
-        else:
-            layer = model.encoder.block[settings.cut_layer].layer[0]
-            linears = (layer.SelfAttention.q, layer.SelfAttention.k, layer.SelfAttention.v)
+        self.norm, self.linears = after_the_cut(model, settings)
         self.residual_scale = residual_scale
-        self.norm_scale = norm_scale(layer.layer_norm, residual_scale, settings.cut_point)
-        self.norm, self.linears = layer.layer_norm, linears
-        self._widths = [linear.weight.shape[0] for linear in linears]
+        self.norm_scale = norm_scale(self.norm, residual_scale, settings.cut_point)
+        self._widths = [linear.weight.shape[0] for linear in self.linears]
         self._prepared = btr_kernels.prepare_weight(
-            torch.cat([linear.weight for linear in linears]), scale=self.norm_scale, precision=precision
+            torch.cat([linear.weight for linear in self.linears]), scale=self.norm_scale, precision=precision
         )
 
     def residual(self, bits: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 import btr_kernels
 from btr_reader.attention import attention_bias
 from btr_reader.batches import PassageBatch, pad_passages, pad_queries
-from btr_reader.compression import PRESETS, Compression, earliest_positions, merge_passages
+from btr_reader.compression import earliest_positions, merge_passages
 from btr_reader.encoder import FusionEncoder
 from btr_reader.engine import ReaderEngine
+from btr_reader.shares import PRESETS, Compression
 
 
 @pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])

@@ -13,9 +13,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import btr_kernels
 from btr_reader.attention import position_buckets
 from btr_reader.batches import PassageBatch, pad_passages, pad_queries
-from btr_reader.compression import Compression
 from btr_reader.encoder import FusionEncoder
 from btr_reader.engine import ReaderEngine
+from btr_reader.shares import Compression
 
 CUTS = [(1, "attention_output"), (2, "attention_output"), (3, "layer_output")]
 

@@ -11,12 +11,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import btr_kernels
 from btr_reader.batches import PassageBatch
-from btr_reader.compression import Compression
 from btr_reader.encoder import LayerTrace
 from btr_reader.engine import ReaderEngine
+from btr_reader.shares import Compression
 from btr_reader.training.forward import Batch, TrainableReader, target_logits
 from btr_reader.training.losses import distillation_loss, output_divergence, recovery_loss, task_loss, top_tokens
-from btr_reader.training.signs import Surrogate, binary_signs, mask_signs, merge_signs
+from btr_reader.training.settings import Surrogate
+from btr_reader.training.signs import binary_signs, mask_signs, merge_signs
 
 
 def test_task_loss_by_hand():

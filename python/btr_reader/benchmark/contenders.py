@@ -12,13 +12,13 @@ from time import perf_counter
 from tqdm import tqdm
 
 from ..batches import QueryBatch, pad_queries
-from ..compression import Compression
 from ..corpus import topic_passages
 from ..encoding import PassageEncoder, calibrate_residual_scale, fill_store
 from ..engine import ReaderEngine
 from ..passages import Passage, parse_passage, read_passages
 from ..reader import Reader, random_reader
 from ..settings import SHAPES, ReaderSettings, t5_config
+from ..shares import Compression
 from ..stages import StageClock
 from ..store import Store, StoreWriter
 from ..tasks import SENTINEL

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..compression import PRESETS, Compression, Preset, Similarity
 from ..devices import parse_device
 from ..engine import Form
 from ..linears import LinearPrecision
 from ..settings import SHAPES, CutPoint, ShapeName
+from ..shares import PRESETS, Compression, Preset, Similarity
 
 #: Form of each reader, and the precision of its projections of floats.
 READERS: dict[str, tuple[Form, LinearPrecision]] = {

@@ -63,9 +63,9 @@ def answer(
     from tqdm import tqdm
 
     from ..answering import Answerer, check_store, form_of
-    from ..compression import PRESETS
     from ..engine import ReaderEngine
     from ..reader import load_reader
+    from ..shares import PRESETS
     from ..store import Store
     from ..tasks import read_questions
 

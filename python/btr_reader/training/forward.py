@@ -11,13 +11,14 @@ from transformers import T5ForConditionalGeneration
 
 from ..attention import attend, rms_norm, size_bias
 from ..batches import PassageBatch, QueryBatch
-from ..compression import Compression
 from ..decoder import GreedyDecoder, causal_bias
 from ..encoder import FusionEncoder, LayerTrace, Memory
 from ..engine import Form
 from ..settings import ReaderSettings
+from ..shares import Compression
 from ..stages import StageClock
-from .signs import SignStates, Surrogate, binary_signs, mask_signs, merge_signs
+from .settings import Surrogate
+from .signs import SignStates, binary_signs, mask_signs, merge_signs
 
 
 @dataclass(frozen=True, eq=False)

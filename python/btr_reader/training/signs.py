@@ -16,27 +16,6 @@ from ..settings import CutPoint
 from ..states import FloatProjections, norm_scale
 
 
-@dataclass(frozen=True)
-class Surrogate:
-    """What stands for the derivative of the sign (see `btr_kernels.sign_scale`).
-
-    kind: `ste`, 1 where the normalised state is within ±clamp; or `tanh`, that of tanh(beta * x), with beta rising from
-    beta_start to beta_end over the training.
-    """
-
-    kind: str = "ste"
-    clamp: float = 2.0
-    beta_start: float = 1.0
-    beta_end: float = 10.0
-
-    def at(self, progress: float) -> dict:
-        """Arguments of `sign_scale` at a share of the training that is done, 0 to 1."""
-        if self.kind == "ste":
-            return {"grad": "ste", "clamp": self.clamp}
-        # Geometric: the sign is approached evenly on the scale that its width is seen on.
-        return {"grad": ("tanh", self.beta_start * (self.beta_end / self.beta_start) ** progress)}
-
-
 def binary_signs(states: Tensor, surrogate: dict) -> Tensor:
     """±1 of float states `(..., d)`: exactly the bits of `pack_bits`, with the gradient of the surrogate."""
     ones = torch.ones(states.shape[-1], dtype=states.dtype, device=states.device)

@@ -1,0 +1,40 @@
+"""`btr make-facts`: a generated task that small readers learn from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def make_facts(
+    out: Path,
+    task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq",
+    train: int = 4000,
+    dev: int = 200,
+    passages: int = 4,
+    seed: int = 0,
+) -> None:
+    """Writes a fact-lookup task in Atlas' formats: train.jsonl, dev.jsonl, passages.jsonl (of dev) and a tokenizer.
+
+    Args:
+        out: Directory to write them to.
+        task: Format of the questions.
+        train: Questions to train on.
+        dev: Questions to test on.
+        passages: Passages per question; one states the fact that is asked for.
+        seed: Another seed gives other questions.
+    """
+    from ..jsonl import write_jsonl
+    from ..tokenizer import ReaderTokenizer
+    from ..training.facts import fact_questions, fact_texts
+
+    for name, count in (("train", train), ("dev", dev)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    out.mkdir(parents=True, exist_ok=True)
+    asked = list(fact_questions(task, dev, passages, seed=2 * seed + 1))
+    write_jsonl(out / "train.jsonl", fact_questions(task, train, passages, seed=2 * seed))
+    write_jsonl(out / "dev.jsonl", asked)
+    write_jsonl(out / "passages.jsonl", (passage for question in asked for passage in question["passages"]))
+    ReaderTokenizer.train(list(fact_texts(200)), 1000).save(out / "tokenizer")
+    print(f"{out}: {train} questions to train on, {dev} to test on, {passages} passages each")

@@ -1,0 +1,93 @@
+"""`btr train`: teacher, DeFormer and BTR readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from ..training.settings import Objectives, TrainingSettings
+
+
+@dataclass
+class TrainingFiles:
+    """What is trained on what."""
+
+    reader: Path
+    """Reader directory to start from."""
+    train: Path
+    """Questions in Atlas' format of the task, with answers and the texts of their passages."""
+    dev: Path
+    """Questions in the same format that say when to stop."""
+    out: Path
+    """Directory for the best reader, metrics and checkpoints; the same command continues a run that was stopped."""
+    task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq"
+    """Format of the questions."""
+
+
+TEACHER = TrainingSettings(objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0))
+DEFORMER = TrainingSettings(objectives=Objectives(recovery=0.0))
+BTR = TrainingSettings()
+
+
+def teacher(files: OmitArgPrefixes[TrainingFiles], settings: OmitArgPrefixes[TrainingSettings] = TEACHER) -> None:
+    """Trains the undecomposed reader, Atlas' own form.
+
+    Args:
+        files: What is trained on what.
+        settings: Settings of the run.
+    """
+    _train("atlas", files, settings, None)
+
+
+def deformer(
+    files: OmitArgPrefixes[TrainingFiles],
+    teacher: Path | None = None,
+    settings: OmitArgPrefixes[TrainingSettings] = DEFORMER,
+) -> None:
+    """Trains a reader whose lower layers read passages without the question, on floats.
+
+    Args:
+        files: What is trained on what.
+        teacher: Reader directory of a trained teacher; without one only the answers teach.
+        settings: Settings of the run.
+    """
+    _train("deformer", files, settings, teacher)
+
+
+def btr(
+    files: OmitArgPrefixes[TrainingFiles],
+    teacher: Path | None = None,
+    settings: OmitArgPrefixes[TrainingSettings] = BTR,
+) -> None:
+    """Trains a reader whose lower layers read passages without the question, on bits.
+
+    Args:
+        files: What is trained on what.
+        teacher: Reader directory of a trained teacher; without one only answers and recovery teach.
+        settings: Settings of the run.
+    """
+    _train("btr", files, settings, teacher)
+
+
+def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher: Path | None) -> None:
+    from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
+    from ..reader import load_reader
+    from ..training import BEST, Trainer, read_examples
+
+    reader = load_reader(files.reader)
+    examples, dev = (read_examples(path, files.task, reader.tokenizer) for path in (files.train, files.dev))
+    if teacher is None:
+        objectives = replace(settings.objectives, distillation=0.0, divergence=0.0)
+        settings = replace(settings, objectives=objectives)
+    if form == "btr" and reader.residual_scale is None:
+        passages = [passage for example in examples for passage in example.passages][:CALIBRATION_PASSAGES]
+        reader = replace(reader, residual_scale=calibrate_residual_scale(reader, passages, settings.passage_length))
+    trainer = Trainer(reader, form, settings, files.out, None if teacher is None else load_reader(teacher))
+    best = trainer.train(examples, dev)
+    print(
+        f"{files.out / BEST}: step {best['step']}, exact match {best['exact_match']:.1f}, F1 {best['f1']:.1f} on "
+        f"{len(dev)} questions"
+    )

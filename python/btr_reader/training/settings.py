@@ -1,0 +1,130 @@
+"""What a training run does: settings that are stored with its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from ..shares import Compression
+
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What stands for the derivative of the sign (see `btr_kernels.sign_scale`)."""
+
+    kind: Literal["ste", "tanh"] = "ste"
+    """ste: 1 where the normalised state is within the clamp; tanh: that of tanh(beta * x), beta rising in training."""
+    clamp: float = 2.0
+    """Largest absolute normalised state that has a gradient (ste)."""
+    beta_start: float = 1.0
+    """beta at the start (tanh)."""
+    beta_end: float = 10.0
+    """beta at the end (tanh)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ste", "tanh"):
+            raise ValueError(f"kind must be ste or tanh, got {self.kind!r}")
+        for name in ("clamp", "beta_start", "beta_end"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def at(self, progress: float) -> dict:
+        """Arguments of `sign_scale` at a share of the training that is done, 0 to 1."""
+        if self.kind == "ste":
+            return {"grad": "ste", "clamp": self.clamp}
+        # Geometric: the sign is approached evenly on the scale that its width is seen on.
+        return {"grad": ("tanh", self.beta_start * (self.beta_end / self.beta_start) ** progress)}
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Weights of the terms of the loss; 0 leaves a term out."""
+
+    answers: float = 1.0
+    """Cross-entropy of the answers."""
+    recovery: float = 0.2
+    """Mean squared error between restored tokens and the floats they replace (BTR only)."""
+    distillation: float = 1.0
+    """Mean squared error to the teacher's states of the tokens that its query attends to most (needs a teacher)."""
+    divergence: float = 0.5
+    """KL divergence from the teacher's output distribution (needs a teacher)."""
+    top_tokens: float = 0.5
+    """Share of a passage's tokens that the distillation counts."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{entry.name} must be 0 or more, got {value}")
+        if not 0 < self.top_tokens <= 1:
+            raise ValueError(f"top_tokens must be in (0, 1], got {self.top_tokens}")
+
+    @property
+    def need_teacher(self) -> bool:
+        return self.distillation > 0 or self.divergence > 0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that determines a run besides reader and data. Lengths are in tokens."""
+
+    steps: int = 1000
+    """Optimizer steps, at most."""
+    batch_size: int = 8
+    """Questions in a forward pass, on each device."""
+    accumulate: int = 1
+    """Forward passes to an optimizer step."""
+    passages: int = 10
+    """Passages read per question, at most."""
+    passage_length: int = 128
+    """Tokens a passage is cut to."""
+    target_length: int = 32
+    """Tokens an answer is cut to, sentinel and end token included."""
+    learning_rate: float = 1e-4
+    """Its highest value."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after warming up."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    evaluate_every: int = 200
+    """Optimizer steps between evaluations on the dev set."""
+    patience: int = 5
+    """Evaluations without a better score before training stops."""
+    checkpoint_every: int = 200
+    """Optimizer steps between checkpoints: what a kill loses at most."""
+    precision: Precision = "float32"
+    """Of the forward pass; weights are float32."""
+    seed: int = 0
+    """Of the order of the questions."""
+    objectives: Objectives = field(default_factory=Objectives)
+    surrogate: Surrogate = field(default_factory=Surrogate)
+    compression: Compression = field(default_factory=Compression)
+    calibrate: bool = True
+    """Bits are restored with trained scales; --no-calibrate restores plain ±1, an ablation."""
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulate", "passages", "evaluate_every", "patience", "checkpoint_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("passage_length", "target_length"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be in 0..1, got {self.warmup}")
+        for name, known in (("schedule", Schedule), ("precision", Precision)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,241 @@
+"""The training run: order, resumption after a kill, early stopping, what it refuses; the generated task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from btr_reader.cli import main
+from btr_reader.jsonl import write_jsonl
+from btr_reader.reader import load_reader, random_reader
+from btr_reader.settings import ReaderSettings, Shape, t5_config
+from btr_reader.tasks import TASKS
+from btr_reader.tokenizer import EOS, ReaderTokenizer
+from btr_reader.training import BEST, Objectives, Trainer, TrainingSettings, read_examples
+from btr_reader.training.examples import Batches
+from btr_reader.training.facts import fact_questions, fact_texts
+from btr_reader.training.loop import METRICS
+
+TINY = Shape(d_model=24, d_ff=48, heads=2, head_size=12, layers=3, cut_layer=2, vocabulary=400)
+SETTINGS = TrainingSettings(
+    steps=6,
+    batch_size=2,
+    passages=2,
+    passage_length=20,
+    target_length=5,
+    learning_rate=1e-3,
+    evaluate_every=3,
+    checkpoint_every=2,
+)
+PLAIN = replace(SETTINGS, objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0))
+
+
+@pytest.fixture(scope="module")
+def facts_tokenizer() -> ReaderTokenizer:
+    return ReaderTokenizer.train(list(fact_texts(20)), 390)
+
+
+@pytest.fixture
+def tiny_reader(facts_tokenizer):
+    def make(seed=0):
+        return random_reader(t5_config(TINY), ReaderSettings(2), tokenizer=facts_tokenizer, seed=seed)
+
+    return make
+
+
+@pytest.fixture
+def examples(tmp_path, facts_tokenizer):
+    path = tmp_path / "facts.jsonl"
+    write_jsonl(path, fact_questions("nq", 7, 2))
+    return read_examples(path, "nq", facts_tokenizer)
+
+
+def weights(directory):
+    return load_reader(directory).model.state_dict()
+
+
+def test_batches_come_in_an_order_that_can_be_taken_up(examples, facts_tokenizer):
+    first = Batches(examples, facts_tokenizer, SETTINGS)
+    in_order = [first[number] for number in range(9)]
+    again = Batches(examples, facts_tokenizer, SETTINGS)
+    for number in (8, 3, 0):
+        assert torch.equal(again[number].query.ids, in_order[number].query.ids)
+        assert torch.equal(again[number].targets, in_order[number].targets)
+    # Of seven questions every epoch has all, each epoch in another order.
+    places = [first._example(place).query for place in range(14)]
+    assert sorted(places[:7]) == sorted(places[7:]) == sorted(example.query for example in examples)
+    assert places[:7] != places[7:]
+    batch = in_order[0]
+    assert batch.targets[0, 0] == facts_tokenizer.sentinel and (batch.targets == EOS).sum() == 2
+
+
+def test_one_of_several_answers_is_taken_by_chance(examples, facts_tokenizer):
+    several = [replace(examples[0], answers=["amber", "basil"])]
+    batches = Batches(several, facts_tokenizer, replace(SETTINGS, batch_size=1))
+    taken = {facts_tokenizer.decode(batches[number].targets[0].tolist()) for number in range(20)}
+    assert taken == {"amber", "basil"}
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_reader, examples, tmp_path, monkeypatch):
+    whole = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "whole", progress=False)
+    best = whole.train(examples, examples[:3])
+    killed = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False)
+    step = killed._step
+
+    def stop_at_five(batches, number, window):
+        if number == 5:
+            raise KeyboardInterrupt
+        step(batches, number, window)
+
+    monkeypatch.setattr(killed, "_step", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(examples, examples[:3])
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000004"]
+    # From other weights: all of them come from the checkpoint.
+    going_on = Trainer(tiny_reader(seed=9), "atlas", PLAIN, tmp_path / "killed", progress=False)
+    assert going_on.train(examples, examples[:3]) == best
+    for name, tensor in whole.trained().model.state_dict().items():
+        assert torch.equal(tensor, going_on.trained().model.state_dict()[name]), name
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / METRICS).read_text().splitlines()]
+    assert steps == [3, 6]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny_reader, examples, tmp_path):
+    trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    trainer.checkpoints.save(trainer.accelerator, 2, {"step": 2, "best": None, "without_better": 0})
+    other = replace(PLAIN, learning_rate=5e-4, objectives=replace(PLAIN.objectives, top_tokens=0.3))
+    with pytest.raises(ValueError, match=r"other settings \(settings.learning_rate, settings.objectives.top_tokens\)"):
+        Trainer(tiny_reader(), "atlas", other, tmp_path, progress=False).train(examples, examples)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(tiny_reader, tmp_path, monkeypatch):
+    trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    progress = {"step": 2, "best": None, "without_better": 0}
+    trainer.checkpoints.save(trainer.accelerator, 2, progress)
+
+    def killed(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.accelerator, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.checkpoints.save(trainer.accelerator, 4, {**progress, "step": 4})
+    monkeypatch.undo()
+    assert trainer.checkpoints.load(trainer.accelerator) == progress
+
+
+def test_training_stops_when_the_dev_set_says_so(tiny_reader, examples, tmp_path):
+    settings = replace(PLAIN, steps=100, evaluate_every=1, patience=2, learning_rate=1e-9)
+    best = Trainer(tiny_reader(), "atlas", settings, tmp_path, progress=False).train(examples, examples)
+    assert best["step"] == 1
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+
+
+def test_several_passes_are_one_step(tiny_reader, examples, tmp_path):
+    """Two questions at once, or one after the other with gradients added up; the second of them alone is different."""
+    # The loss is a mean over target tokens: of equal length, else questions count differently.
+    same = [replace(example, answers=["amber"]) for example in examples]
+
+    def trained(name, **changes):
+        trainer = Trainer(tiny_reader(), "atlas", replace(PLAIN, steps=1, **changes), tmp_path / name, progress=False)
+        trainer.train(same, same[:1])
+        return torch.cat([parameter.flatten() for parameter in trainer.student.parameters()])
+
+    together = trained("a")
+    apart = trained("b", batch_size=1, accumulate=2)
+    # Adam's first step goes as far whatever the gradient's size: where it is next to nothing, signs may differ.
+    assert (together - apart).abs().mean() < 0.02 * PLAIN.learning_rate
+    assert (together - trained("c", batch_size=1)).abs().mean() > 0.1 * PLAIN.learning_rate
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_a_student_is_saved_as_it_reads(tiny_reader, examples, tmp_path, calibrate, facts_tokenizer):
+    reader = replace(tiny_reader(), residual_scale=torch.rand(24) + 0.5)
+    settings = replace(SETTINGS, calibrate=calibrate, steps=3)
+    trainer = Trainer(reader, "btr", settings, tmp_path, tiny_reader(seed=5), progress=False)
+    trainer.train(examples, examples[:2])
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert "dev_exact_match" in lines[-1]
+    saved = load_reader(tmp_path / BEST)
+    assert torch.equal(saved.residual_scale, torch.ones(24)) == (not calibrate)
+    batch = Batches(examples, facts_tokenizer, settings)[0]
+    from btr_reader.training.forward import TrainableReader
+
+    again = TrainableReader(saved.model, saved.settings, "btr", saved.residual_scale)
+    trainer.student.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch).logits, trainer.student(batch).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_trained_is_refused(tiny_reader, examples, tmp_path, facts_tokenizer):
+    with pytest.raises(ValueError, match="teacher: distillation and divergence need one"):
+        Trainer(tiny_reader(), "deformer", SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match="btr calibrate"):
+        Trainer(tiny_reader(), "btr", PLAIN, tmp_path)
+    for wrong, message in [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"warmup": 2}, "warmup must be in 0..1"),
+        ({"schedule": "steps"}, "schedule must be one of linear, cosine, constant"),
+        ({"target_length": 1}, "target_length must be at least 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            replace(SETTINGS, **wrong)
+    with pytest.raises(ValueError, match="distillation must be 0 or more"):
+        Objectives(distillation=-1)
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, [{"question": "who", "answers": ["he"]}])
+    with pytest.raises(ValueError, match="has no passages"):
+        read_examples(path, "nq", facts_tokenizer)
+    write_jsonl(path, [{"question": "who", "passages": [{"id": "1", "text": "t"}]}])
+    with pytest.raises(ValueError, match="has no answers"):
+        read_examples(path, "nq", facts_tokenizer)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_facts_can_be_read_off(task, tmp_path, facts_tokenizer):
+    path = tmp_path / "facts.jsonl"
+    write_jsonl(path, fact_questions(task, 20, 3, seed=4))
+    for record, example in zip(
+        fact_questions(task, 20, 3, seed=4), read_examples(path, task, facts_tokenizer), strict=True
+    ):
+        assert len(example.passages) == 3 and len({passage.title for passage in example.passages}) == 3
+        asked = [passage for passage in example.passages if passage.title in example.query]
+        assert len(asked) == 1
+        value = asked[0].text.split()[-2]
+        if task == "fever":
+            assert example.answers == [str(record["claim"].endswith(value)).lower()]
+        elif task == "mmlu":
+            assert record["options"][example.answers[0]] == value
+        else:
+            assert example.answers == [value]
+
+
+def test_train_from_the_command_line(tmp_path, capsys):
+    def run(*arguments):
+        return main([str(argument) for argument in arguments])
+
+    facts, out = tmp_path / "facts", tmp_path / "out"
+    assert run("make-facts", "--out", facts, "--train", 8, "--dev", 4, "--passages", 2) == 0
+    assert run("init-reader", "--shape", "tiny", "--tokenizer", facts / "tokenizer", "--out", tmp_path / "r") == 0
+    files = ("--train", facts / "train.jsonl", "--dev", facts / "dev.jsonl")
+    short = ("--steps", 2, "--batch-size", 2, "--passages", 2, "--passage-length", 16)
+    assert run("train", "teacher", "--reader", tmp_path / "r", *files, "--out", out / "teacher", *short) == 0
+    teacher = out / "teacher" / "best"
+    student = ("--reader", teacher, *files, "--teacher", teacher, *short)
+    assert run("train", "btr", *student, "--out", out / "btr", "--offline", 0.6, "--kind", "tanh") == 0
+    assert run("train", "deformer", *student, "--out", out / "deformer") == 0
+    assert "exact match" in capsys.readouterr().out
+    # The bits of the trained reader, stored and read back.
+    reader, store = out / "btr" / "best", tmp_path / "store"
+    assert run("encode", facts / "passages.jsonl", "--reader", reader, "--out", store, "--keep", 0.6) == 0
+    answers = tmp_path / "answers.jsonl"
+    arguments = ("--reader", reader, "--store", store, "--questions", facts / "dev.jsonl", "--out", answers)
+    assert run("answer", *arguments) == 0
+    assert len(answers.read_text().splitlines()) == 4
+    assert run("make-facts", "--out", facts, "--train", 0) == 1
+    assert "train must be at least 1" in capsys.readouterr().err
