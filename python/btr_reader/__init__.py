@@ -9,6 +9,7 @@ Where things are:
     shares, compression, cosine       merging of similar tokens: how many, and how
     encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
     atlas_checkpoint                  original checkpoints
+    training                          teacher, DeFormer and BTR students
     benchmark                         end-to-end throughput
     cli, commands                     the command `btr`
 
@@ -36,6 +37,8 @@ _MODULE_OF = {
     "ReaderSettings": "settings",
     "ReaderTokenizer": "tokenizer",
     "Store": "store",
+    "Trainer": "training.loop",
+    "TrainingSettings": "training.settings",
     "calibrate_residual_scale": "encoding",
     "convert_atlas": "atlas_checkpoint",
     "encode_corpus": "encoding",
@@ -44,6 +47,7 @@ _MODULE_OF = {
     "pad_passages": "batches",
     "pad_queries": "batches",
     "random_reader": "reader",
+    "read_examples": "training.examples",
     "read_passages": "passages",
     "read_questions": "tasks",
     "run_benchmark": "benchmark",

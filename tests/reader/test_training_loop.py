@@ -14,10 +14,11 @@ from btr_reader.reader import load_reader, random_reader
 from btr_reader.settings import ReaderSettings, Shape, t5_config
 from btr_reader.tasks import TASKS
 from btr_reader.tokenizer import EOS, ReaderTokenizer
-from btr_reader.training import BEST, Objectives, Trainer, TrainingSettings, read_examples
-from btr_reader.training.examples import Batches
+from btr_reader.training.examples import Batches, read_examples
 from btr_reader.training.facts import fact_questions, fact_texts
-from btr_reader.training.loop import METRICS
+from btr_reader.training.forward import TrainableReader
+from btr_reader.training.loop import BEST, METRICS, Trainer
+from btr_reader.training.settings import Objectives, TrainingSettings
 
 TINY = Shape(d_model=24, d_ff=48, heads=2, head_size=12, layers=3, cut_layer=2, vocabulary=400)
 SETTINGS = TrainingSettings(
@@ -163,8 +164,6 @@ def test_a_student_is_saved_as_it_reads(tiny_reader, examples, tmp_path, calibra
     saved = load_reader(tmp_path / BEST)
     assert torch.equal(saved.residual_scale, torch.ones(24)) == (not calibrate)
     batch = Batches(examples, facts_tokenizer, settings)[0]
-    from btr_reader.training.forward import TrainableReader
-
     again = TrainableReader(saved.model, saved.settings, "btr", saved.residual_scale)
     trainer.student.eval()
     with torch.no_grad():

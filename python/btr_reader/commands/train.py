@@ -75,7 +75,8 @@ def btr(
 def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher: Path | None) -> None:
     from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
     from ..reader import load_reader
-    from ..training import BEST, Trainer, read_examples
+    from ..training.examples import read_examples
+    from ..training.loop import BEST, Trainer
 
     reader = load_reader(files.reader)
     examples, dev = (read_examples(path, files.task, reader.tokenizer) for path in (files.train, files.dev))
