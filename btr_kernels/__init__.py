@@ -8,7 +8,7 @@ every operator is defined in `reference`.
 
 from . import ops as _ops  # noqa: F401  registers torch.ops.btr
 from .backends import BackendStatus, backends, current_backend, use_backend
-from .bits import binarize, calibrate_scale, pack_bits, sign_scale, unpack_bits
+from .bits import binarize, calibrate_scale, compress_bits, expand_bits, pack_bits, sign_scale, unpack_bits
 from .hamming import Neighbours, hamming_distance, hamming_topk
 from .matmul import PreparedWeight, prepare_weight, unpack_geglu, unpack_matmul
 from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
@@ -23,7 +23,9 @@ __all__ = [
     "backends",
     "binarize",
     "calibrate_scale",
+    "compress_bits",
     "current_backend",
+    "expand_bits",
     "hamming_distance",
     "hamming_topk",
     "match_tokens",

@@ -1,4 +1,4 @@
-"""Packing, unpacking and binarization: the public functions."""
+"""Packing, unpacking, binarization and masked bits: the public functions."""
 
 from __future__ import annotations
 
@@ -198,3 +198,80 @@ def calibrate_scale(batches: Iterable[Tensor], norm: str | None = None, eps: flo
     if not count:
         raise ValueError("batches: expected at least one token, got none")
     return (total / count).float()
+
+
+def compress_bits(bits: Tensor, ids: Tensor, mask: Tensor, k: int, *, out: Tensor | None = None) -> Tensor:
+    """Keep only the bits of the channels that the mask of a token's vocabulary id selects.
+
+    A token's id foretells most of its bits. A table of masks names for each id the k channels that it foretells worst;
+    only their bits are stored, and `expand_bits` takes the others from a table of majorities.
+
+    Args:
+        bits: uint8 (..., w), as `pack_bits` returns them.
+        ids: int32 or int64 (...,): the row of `mask` of each token.
+        mask: uint8 (V, w), packed like bits: 1 for the channels that are stored, exactly k in each row; pad bits 0.
+        k: bits stored for a token, 1 to 8 w.
+        out: where to write, uint8 (..., ceil(k / 8)).
+
+    Returns:
+        uint8 (..., ceil(k / 8)): the selected bits in the order of their channels, packed like bits, pad bits 0.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU (and on a GPU under BTR_DEBUG=1) also an id
+            that is no row of `mask`, or one whose row has not k bits. Else such an id counts as the nearest one, bits
+            past the k-th are left out and missing ones are 0.
+
+    Example:
+        >>> mask = torch.tensor([[0b1010], [0b0110]], dtype=torch.uint8)
+        >>> compress_bits(torch.tensor([[0b1000], [0b0011]], dtype=torch.uint8), torch.tensor([0, 1]), mask, 2)
+        tensor([[2],
+                [1]], dtype=torch.uint8)
+
+    Source: this project; the bits that are not stored are predicted as in a majority code per vocabulary id, where BTR
+    (arXiv 2310.01329, offline compression) has a codebook per id.
+    """
+    checks.is_tensor("bits", bits)
+    checks.are_optional_tensors(ids=ids, mask=mask)
+    if out is None:
+        return ops.compress_bits(bits, ids, mask, k)
+    checks.is_tensor("out", out)
+    ops.compress_bits_out(bits, ids, mask, k, out)
+    return out
+
+
+def expand_bits(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Restore packed bits of what `compress_bits` kept: channels in the mask of a token's id take the bits of its code
+    in order, all others those of the id's row of `fill`.
+
+    Args:
+        codes: uint8 (..., c), 1 <= c <= w.
+        ids: int32 or int64 (...,): the row of `mask` and `fill` of each token.
+        mask: uint8 (V, w), packed: 1 for the channels that are stored. Where a row has more than 8 c of them, those
+            past the code are 0, on all devices: checking this for each token would cost a quarter of the call.
+        fill: uint8 (V, w), packed: the bits of the channels that are not stored, in BTR their majority among the
+            tokens of the id; its bits within the mask are ignored.
+        out: where to write, uint8 (..., w).
+
+    Returns:
+        uint8 (..., w).
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU (and on a GPU under BTR_DEBUG=1) also an id
+            that is no row of `mask`. Else such an id counts as the nearest one.
+
+    Example:
+        >>> mask = torch.tensor([[0b1010], [0b0110]], dtype=torch.uint8)
+        >>> fill = torch.tensor([[0b0001], [0b0000]], dtype=torch.uint8)
+        >>> expand_bits(torch.tensor([[2], [1]], dtype=torch.uint8), torch.tensor([0, 1]), mask, fill)
+        tensor([[9],
+                [2]], dtype=torch.uint8)
+
+    Source: this project, as `compress_bits`.
+    """
+    checks.is_tensor("codes", codes)
+    checks.are_optional_tensors(ids=ids, mask=mask, fill=fill)
+    if out is None:
+        return ops.expand_bits(codes, ids, mask, fill)
+    checks.is_tensor("out", out)
+    ops.expand_bits_out(codes, ids, mask, fill, out)
+    return out

@@ -127,6 +127,14 @@ def integers(name: str, values: Tensor | None, shape: Sequence[int], meaning: st
         on_device(name, values, device)
 
 
+def within(name: str, values: Tensor, low: int, high: int) -> None:
+    """Integers inside a tensor; reads them."""
+    if values.numel():
+        least, most = (int(v) for v in values.aminmax())
+        if least < low or most > high:
+            raise ValueError(f"{name}: expected values from {low} to {high}, got {least} to {most}")
+
+
 def offsets(name: str, cu_seqlens: Tensor, device: torch.device) -> None:
     """Offsets of packed passages, int32 or int64 (B + 1,)."""
     has_dtype(name, cu_seqlens, (torch.int32, torch.int64))

@@ -60,7 +60,7 @@ def _float(vector: Tensor | None) -> Tensor | None:
     return vector.float().contiguous()
 
 
-def _long(values: Tensor | None) -> Tensor | None:
+def as_long(values: Tensor | None) -> Tensor | None:
     if values is None or (values.dtype == torch.int64 and values.is_contiguous()):
         return values
     return values.long().contiguous()
@@ -94,6 +94,14 @@ def _sign_scale_backward(grad_out, x, scale, norm, eps, grad, limit, grad_x, gra
     )
     if sums is not grad_scale:
         grad_scale.copy_(sums)
+
+
+def _compress_bits(bits, ids, mask, k, out) -> None:
+    _native.compress_bits(bits.contiguous(), as_long(ids), mask.contiguous(), k, out)
+
+
+def _expand_bits(codes, ids, mask, fill, out) -> None:
+    _native.expand_bits(codes.contiguous(), as_long(ids), mask.contiguous(), fill.contiguous(), out)
 
 
 def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:
@@ -156,23 +164,23 @@ def _hamming_topk(a, b, k, distances, indices) -> None:
 
 
 def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
-    _native.match_tokens(bits.contiguous(), _long(keep), _long(lengths), _long(cu_seqlens), slot, new_lengths)
+    _native.match_tokens(bits.contiguous(), as_long(keep), as_long(lengths), as_long(cu_seqlens), slot, new_lengths)
 
 
 def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
+    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, as_long(cu_in), as_long(cu_out), out, new_sizes)
 
 
 def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, _long(cu_in), _long(cu_out), out, new_sizes)
+    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, as_long(cu_in), as_long(cu_out), out, new_sizes)
 
 
 def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:
     sizes = None if sizes is None else sizes.contiguous()
     _native.merge_tokens_backward(
-        grad.contiguous(), slot.contiguous(), sizes, new_sizes.contiguous(), _long(cu_in), _long(cu_out), grad_x
+        grad.contiguous(), slot.contiguous(), sizes, new_sizes.contiguous(), as_long(cu_in), as_long(cu_out), grad_x
     )
 
 
@@ -184,6 +192,8 @@ CALLS = {
         _binarize,
         _sign_scale,
         _sign_scale_backward,
+        _compress_bits,
+        _expand_bits,
         _unpack_matmul,
         _unpack_matmul_backward,
         _unpack_matmul_prepared,

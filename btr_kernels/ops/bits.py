@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..reference import as_rows
+from ..backends import native
+from ..reference import as_rows, counts
 from .define import Result, define, register_autograd
 
 _PACKABLE = (*checks.FLOATS, torch.bool)
@@ -130,3 +131,60 @@ def _no_second_derivatives(ctx, *grads):
 
 
 register_autograd("sign_scale_backward", lambda ctx, inputs, output: None, _no_second_derivatives)
+
+
+def _ids(ids: Tensor, tokens: Tensor, name: str, mask: Tensor) -> None:
+    """Check the masks of the tokens' vocabulary ids; `name` is the argument that holds the tokens."""
+    checks.is_tensor("ids", ids)
+    checks.integers("ids", ids, tokens.shape[:-1], f"of {name} without the last dimension", tokens.device)
+    checks.packed("mask", mask, 2, "(V, w)")
+    checks.has_dims("mask", mask, 2, "(V, w)")
+    checks.on_device("mask", mask, tokens.device)
+    if mask.shape[0] == 0 and ids.numel() > 0:
+        raise ValueError(f"mask: expected a row for each id, got shape {tuple(mask.shape)}")
+
+
+def _compress_bits(bits: Tensor, ids: Tensor, mask: Tensor, k: int) -> list[Result]:
+    checks.packed("bits", bits)
+    _ids(ids, bits, "bits", mask)
+    w = bits.shape[-1]
+    checks.has_shape("mask", mask, (mask.shape[0], w), "(V, w)")
+    checks.is_int("k", k, 1)
+    if k > 8 * w:
+        raise ValueError(f"k: expected at most {8 * w}, the channels of bits, got {k}")
+    return [Result((*bits.shape[:-1], (k + 7) // 8), torch.uint8)]
+
+
+def _check_compress_values(bits: Tensor, ids: Tensor, mask: Tensor, k: int) -> None:
+    if native.says_yes("masks_hold", native.as_long(ids), mask.contiguous(), k):
+        return
+    checks.within("ids", ids, 0, mask.shape[0] - 1)
+    if ids.numel():
+        least, most = (int(n) for n in counts(mask[ids.long()]).aminmax())
+        if least != k or most != k:
+            raise ValueError(f"mask: expected k = {k} bits set in the row of each id, got {least} to {most}")
+
+
+define("compress_bits", "Tensor bits, Tensor ids, Tensor mask, SymInt k", _compress_bits, out=True,
+       check_values=_check_compress_values)
+
+
+def _expand_bits(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> list[Result]:
+    checks.packed("codes", codes, 1, "(..., c)")
+    _ids(ids, codes, "codes", mask)
+    w = mask.shape[-1]
+    if codes.shape[-1] > w:
+        raise ValueError(f"codes: expected at most {w} bytes a token, as mask has, got shape {tuple(codes.shape)}")
+    checks.has_dtype("fill", fill, (torch.uint8,))
+    checks.has_shape("fill", fill, mask.shape, "that of mask")
+    checks.on_device("fill", fill, codes.device)
+    return [Result((*codes.shape[:-1], w), torch.uint8)]
+
+
+def _check_expand_values(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> None:
+    if not native.says_yes("ids_fit", ids, mask.shape[0]):
+        checks.within("ids", ids, 0, mask.shape[0] - 1)
+
+
+define("expand_bits", "Tensor codes, Tensor ids, Tensor mask, Tensor fill", _expand_bits, out=True,
+       check_values=_check_expand_values)

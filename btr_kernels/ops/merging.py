@@ -36,13 +36,6 @@ def _check_offsets(name: str, cu_seqlens: Tensor, total: int, *, ends_at_total: 
     return lengths
 
 
-def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
-    if values.numel():
-        least, most = (int(v) for v in values.aminmax())
-        if least < low or most > high:
-            raise ValueError(f"{name}: expected values from {low} to {high}, got {least} to {most}")
-
-
 def _match_tokens(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> list[Result]:
     checks.packed("bits", bits)
     batch = _passages(bits, "bits", cu_seqlens)
@@ -58,9 +51,9 @@ def _check_match_values(bits: Tensor, keep: Tensor, lengths: Tensor | None, cu_s
     rows = bits.shape[1 if cu_seqlens is None else 0]
     if native.says_yes("lengths_fit", keep, lengths, cu_seqlens, rows):
         return
-    _check_range("keep", keep, 1, 2**63 - 1)
+    checks.within("keep", keep, 1, 2**63 - 1)
     if lengths is not None:
-        _check_range("lengths", lengths, 0, rows)
+        checks.within("lengths", lengths, 0, rows)
     if cu_seqlens is not None:
         _check_offsets("cu_seqlens", cu_seqlens, rows)
 
@@ -119,16 +112,16 @@ def _check_merge_values(
     if native.says_yes("plan_fits", slot, sizes, rows, cu_in, cu_out):
         return
     if sizes is not None:
-        _check_range("sizes", sizes, 0, _INT32_MAX)
+        checks.within("sizes", sizes, 0, _INT32_MAX)
         total = int(sizes.sum(dtype=torch.int64))
         if total > _INT32_MAX:
             raise ValueError(f"sizes: expected a sum below 2**31, got {total}")
     if cu_in is None:
-        _check_range("plan.slot", slot, -1, rows - 1)
+        checks.within("plan.slot", slot, -1, rows - 1)
         return
     lengths = _check_offsets("cu_seqlens", cu_in, tokens.shape[0])
     room = _check_offsets("plan.cu_seqlens", cu_out, rows, ends_at_total=False)
-    _check_range("plan.slot", slot, -1, rows - 1)
+    checks.within("plan.slot", slot, -1, rows - 1)
     if bool((slot >= room.repeat_interleave(lengths)).any()):
         raise ValueError("plan.slot: expected every slot below the new length of its passage")
 

@@ -7,7 +7,7 @@ written the way a careful PyTorch user would write it, not in the slowest obviou
 Functions take the operator's schema arguments (see `btr_kernels.ops`) and return its results.
 """
 
-from .bits import as_rows, binarize, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
+from .bits import as_rows, binarize, compress_bits, counts, expand_bits, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
 from .hamming import hamming_distance, hamming_topk
 from .matmul import (
     geglu,
@@ -22,6 +22,9 @@ from .merging import match_tokens, merge_bits, merge_tokens, merge_tokens_backwa
 __all__ = [
     "as_rows",
     "binarize",
+    "compress_bits",
+    "counts",
+    "expand_bits",
     "geglu",
     "hamming_distance",
     "hamming_topk",

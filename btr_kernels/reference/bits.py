@@ -18,11 +18,15 @@ def pack_bits(x: Tensor) -> Tensor:
     return (ones * weights).sum(-1, dtype=torch.uint8)
 
 
+def _ones(bits: Tensor) -> Tensor:
+    """Packed bits (..., w) -> 1 and 0, uint8 (..., 8 w)."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits.unsqueeze(-1) >> shifts) & 1).flatten(-2)
+
+
 def signs(bits: Tensor, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Packed bits (..., w) -> +1.0 and -1.0, shape (..., d)."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    ones = ((bits.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :d]
-    return ones.to(dtype).mul_(2).sub_(1)
+    return _ones(bits)[..., :d].to(dtype).mul_(2).sub_(1)
 
 
 def unpack_bits(
@@ -106,3 +110,32 @@ def sign_scale_backward(
             g_out = g_out - g.mean(-1, keepdim=True)
         g = g_out / _denominator(x, norm, eps).unsqueeze(-1)
     return g.to(x.dtype), grad_scale.to(scale.dtype)
+
+
+def counts(bits: Tensor) -> Tensor:
+    """How many bits of each token are set, int32 (...,)."""
+    in_byte = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int32, device=bits.device)
+    return in_byte[bits.int()].sum(-1, dtype=torch.int32)
+
+
+def _stored(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of the ids, the nearest for an id that has none; which channels are stored; each one's place if it is."""
+    rows = ids.long().clamp(0, max(mask.shape[0] - 1, 0))
+    stored = _ones(mask[rows]).bool()
+    return rows, stored, stored.cumsum(-1) - 1
+
+
+def compress_bits(bits: Tensor, ids: Tensor, mask: Tensor, k: int) -> Tensor:
+    """The bits of the channels in mask[id], in order; those past the k-th are left out, missing ones are 0."""
+    _, stored, place = _stored(ids, mask)
+    place = place.where(stored, k).clamp(max=k)  # place k is cut off
+    code = torch.zeros(*bits.shape[:-1], k + 1, dtype=torch.bool, device=bits.device)
+    return pack_bits(code.scatter_(-1, place, _ones(bits).bool())[..., :k])
+
+
+def expand_bits(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
+    """Channels in mask[id] take the bits of the code in order, 0 past its end; the others are those of fill[id]."""
+    rows, stored, place = _stored(ids, mask)
+    width = 8 * codes.shape[-1]
+    taken = _ones(codes).gather(-1, place.clamp(0, width - 1)) * (place < width)
+    return pack_bits(torch.where(stored, taken, _ones(fill[rows])).bool())

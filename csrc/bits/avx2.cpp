@@ -269,11 +269,12 @@ BTR_INLINE void sign_scale_channels(const T* x, Count count, View view, const T*
 
 }  // namespace btr::avx2
 
+#include "bits/masked.inl"
 #include "bits/walk.inl"
 
 namespace btr {
 
 extern const BitsKernels bits_avx2{avx2::pack, avx2::unpack, avx2::binarize, avx2::sign_scale,
-                                   avx2::sign_scale_backward_generic};
+                                   avx2::sign_scale_backward_generic, avx2::compress, avx2::expand, avx2::masks_hold};
 
 }  // namespace btr

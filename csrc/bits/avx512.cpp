@@ -245,11 +245,13 @@ BTR_INLINE double sum_of_squares(const T* x, Count count, float mean) {
 
 }  // namespace btr::avx512
 
+#include "bits/masked.inl"
 #include "bits/walk.inl"
 
 namespace btr {
 
 extern const BitsKernels bits_avx512{avx512::pack, avx512::unpack, avx512::binarize, avx512::sign_scale,
-                                     avx512::sign_scale_backward_generic};
+                                     avx512::sign_scale_backward_generic, avx512::compress, avx512::expand,
+                                     avx512::masks_hold};
 
 }  // namespace btr

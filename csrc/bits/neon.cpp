@@ -208,11 +208,13 @@ inline double sum_of_squares(const T* x, int64_t count, float mean) {
 
 }  // namespace btr::neon
 
+#include "bits/masked.inl"
 #include "bits/walk.inl"
 
 namespace btr {
 
 extern const BitsKernels bits_neon{neon::pack, neon::unpack, neon::binarize, neon::sign_scale,
-                                   neon::sign_scale_backward_generic};
+                                   neon::sign_scale_backward_generic, neon::compress, neon::expand,
+                                   neon::masks_hold};
 
 }  // namespace btr

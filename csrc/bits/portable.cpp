@@ -1,6 +1,7 @@
 // bits.h in plain C++: the fallback for any CPU.
 #define BTR_ISA_NAMESPACE portable
 #include "bits/generic.inl"
+#include "bits/masked.inl"
 
 namespace btr {
 namespace {
@@ -31,6 +32,7 @@ void binarize(const void* x, DType dtype, int64_t rows, int64_t d, bool layer, d
 }  // namespace
 
 extern const BitsKernels bits_portable{pack, unpack, binarize, portable::sign_scale_generic,
-                                       portable::sign_scale_backward_generic};
+                                       portable::sign_scale_backward_generic, portable::compress, portable::expand,
+                                       portable::masks_hold};
 
 }  // namespace btr

@@ -114,4 +114,16 @@ std::string isa_name() {
 
 void set_isa(const std::string& name) { current().store(parse(name, "name"), std::memory_order_relaxed); }
 
+bool deposits_slowly() {
+#if defined(BTR_HAVE_AVX2) || defined(BTR_HAVE_AVX512)
+  static const bool slowly = [] {
+    __builtin_cpu_init();
+    return bool(__builtin_cpu_is("amdfam17h"));
+  }();
+  return slowly;
+#else
+  return false;
+#endif
+}
+
 }  // namespace btr

@@ -36,4 +36,7 @@ BTR_EXPORT std::string isa_name();
 // Forces an instruction set for the whole process. Throws std::invalid_argument if it does not run here.
 BTR_EXPORT void set_isa(const std::string& name);
 
+// Whether this CPU has BMI2's pdep and pext only as microcode, a bit at a time (AMD Zen 1 and 2).
+BTR_EXPORT bool deposits_slowly();
+
 }  // namespace btr

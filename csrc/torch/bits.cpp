@@ -94,6 +94,44 @@ void sign_scale_backward(Tensor grad, Tensor x, Tensor scale, int64_t norm, doub
     for (int64_t c = 0; c < d; ++c) gs[c] += sums[part * d + c];
 }
 
+Masks read_masks(const Tensor& mask, int64_t w, int64_t tokens) {
+  STD_TORCH_CHECK(mask.dim() == 2 && mask.size(1) == w, "mask: expected shape (V, ", w, ")");
+  const int64_t count = mask.size(0);
+  STD_TORCH_CHECK(count >= 1 || tokens == 0, "mask: expected at least one row");
+  return {read<uint8_t>("mask", mask, ScalarType::Byte, count * w), count, w};
+}
+
+void compress_bits(Tensor bits, Tensor ids, Tensor mask, int64_t k, Tensor out) {
+  const int64_t w = token_size("bits", bits), rows = rows_of(bits), c = bytes_for(k);
+  STD_TORCH_CHECK(1 <= k && k <= 8 * w, "k: expected 1 to ", 8 * w, ", got ", k);
+  const Masks masks = read_masks(mask, w, rows);
+  const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
+  const auto* id = read<int64_t>("ids", ids, ScalarType::Long, rows);
+  auto* codes = write<uint8_t>("out", out, ScalarType::Byte, rows * c);
+  parallel_rows(rows, 2 * w + c, [&](int64_t begin, int64_t end) {
+    bits_kernels().compress(in + begin * w, id + begin, end - begin, masks, k, codes + begin * c);
+  });
+}
+
+void expand_bits(Tensor codes, Tensor ids, Tensor mask, Tensor fill, Tensor out) {
+  const int64_t w = token_size("out", out), rows = rows_of(out), c = token_size("codes", codes);
+  STD_TORCH_CHECK(c <= w, "codes: expected a last dimension of at most ", w, ", got ", c);
+  const Masks masks = read_masks(mask, w, rows);
+  const auto* in = read<uint8_t>("codes", codes, ScalarType::Byte, rows * c);
+  const auto* id = read<int64_t>("ids", ids, ScalarType::Long, rows);
+  const auto* others = read<uint8_t>("fill", fill, ScalarType::Byte, masks.count * w);
+  auto* bits = write<uint8_t>("out", out, ScalarType::Byte, rows * w);
+  parallel_rows(rows, 3 * w + c, [&](int64_t begin, int64_t end) {
+    bits_kernels().expand(in + begin * c, c, id + begin, end - begin, masks, others, bits + begin * w);
+  });
+}
+
+bool masks_hold(Tensor ids, Tensor mask, int64_t k) {
+  const int64_t w = token_size("mask", mask), rows = ids.numel();
+  const auto* id = read<int64_t>("ids", ids, ScalarType::Long, rows);
+  return bits_kernels().masks_hold(read_masks(mask, w, rows), id, rows, k);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
   m.def("pack_bits(Tensor x, Tensor(a!) out) -> ()");
   m.def("unpack_bits(Tensor bits, Tensor? scale, Tensor? bias, Tensor? token_scale, Tensor(a!) out) -> ()");
@@ -101,6 +139,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
   m.def("sign_scale(Tensor x, Tensor scale, bool layer, Tensor(a!) out) -> ()");
   m.def("sign_scale_backward(Tensor grad, Tensor x, Tensor scale, int norm, float eps, bool tanh, float limit, "
         "Tensor(a!) grad_x, Tensor(b!) grad_scale) -> ()");
+  m.def("compress_bits(Tensor bits, Tensor ids, Tensor mask, int k, Tensor(a!) out) -> ()");
+  m.def("expand_bits(Tensor codes, Tensor ids, Tensor mask, Tensor fill, Tensor(a!) out) -> ()");
+  m.def("masks_hold(Tensor ids, Tensor mask, int k) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CPU, m) {
@@ -109,6 +150,9 @@ STABLE_TORCH_LIBRARY_IMPL(btr_native, CPU, m) {
   m.impl("binarize", TORCH_BOX(&binarize));
   m.impl("sign_scale", TORCH_BOX(&sign_scale));
   m.impl("sign_scale_backward", TORCH_BOX(&sign_scale_backward));
+  m.impl("compress_bits", TORCH_BOX(&compress_bits));
+  m.impl("expand_bits", TORCH_BOX(&expand_bits));
+  m.impl("masks_hold", TORCH_BOX(&masks_hold));
 }
 
 }  // namespace

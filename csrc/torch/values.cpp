@@ -1,5 +1,5 @@
-// Quick answers to whether the integers inside tensors are what merging may rely on: one pass and one call, where the
-// checks of btr_kernels/ops/merging.py take ten calls into PyTorch. "No" may also mean "not looked at": those checks
+// Quick answers to whether the integers inside tensors are what operators may rely on: one pass and one call, where the
+// checks of btr_kernels/ops/ take up to ten calls into PyTorch. "No" may also mean "not looked at": those checks
 // then find out, and say what is wrong.
 
 #include <torch/csrc/stable/library.h>
@@ -41,6 +41,8 @@ bool are_offsets(const T* offsets, int64_t count, int64_t total, bool end_at_tot
   return rising && (end_at_total ? offsets[count - 1] == total : offsets[count - 1] <= total);
 }
 
+bool ids_fit(Tensor ids, int64_t rows) { return all_within(ids, 0, rows - 1); }
+
 bool sizes_fit(const Tensor& sizes) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   return all_within(sizes, 0, kMost) && with_integers(sizes, [&](const auto* values, int64_t count) {
@@ -76,11 +78,13 @@ bool lengths_fit(Tensor keep, Optional lengths, Optional cu_seqlens, int64_t row
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
+  m.def("ids_fit(Tensor ids, int rows) -> bool");
   m.def("plan_fits(Tensor slot, Tensor? sizes, int rows, Tensor? cu_in, Tensor? cu_out) -> bool");
   m.def("lengths_fit(Tensor keep, Tensor? lengths, Tensor? cu_seqlens, int rows) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CPU, m) {
+  m.impl("ids_fit", TORCH_BOX(&ids_fit));
   m.impl("plan_fits", TORCH_BOX(&plan_fits));
   m.impl("lengths_fit", TORCH_BOX(&lengths_fit));
 }

@@ -17,8 +17,8 @@ from torch import Tensor
 import btr_kernels as bk
 from btr_kernels import reference
 
+from . import masked, projections
 from . import numpy_definitions as defined
-from . import projections
 from .comparison import FLOAT32_MAX, UNASKED, assert_close, assert_exact
 from .picks import FLOATS, Picks, bytes_for, leading, restride
 from .projections import finite
@@ -306,6 +306,8 @@ OPERATORS = {
             defined.sign_scale_backward_terms,
             _sign_scale_backward_free,
         ),
+        Operator("compress_bits", masked.compress_bits, defined.compress_bits, public=bk.compress_bits, has_out=True),
+        Operator("expand_bits", masked.expand_bits, defined.expand_bits, public=bk.expand_bits, has_out=True),
         Operator(
             "unpack_matmul",
             projections.unpack_matmul,

@@ -135,6 +135,29 @@ def sign_scale_backward_terms(grad_out, x, scale, norm, eps, grad, limit):
     return size_x, size_scale
 
 
+def _set_channels(mask: np.ndarray) -> list[int]:
+    return [channel for channel in range(8 * len(mask)) if _bit(mask, channel)]
+
+
+def compress_bits(bits, ids, mask, k):
+    codes = []
+    for token, row in zip(_rows(bits), ids.reshape(-1), strict=True):
+        kept = [bool(_bit(token, channel)) for channel in _set_channels(mask[row])]
+        assert len(kept) == k
+        codes.append(_pack(kept))
+    return (np.array(codes, dtype=np.uint8).reshape(*bits.shape[:-1], (k + 7) // 8),)
+
+
+def expand_bits(codes, ids, mask, fill):
+    out = np.empty((*codes.shape[:-1], mask.shape[-1]), dtype=np.uint8)
+    for code, row, result in zip(_rows(codes), ids.reshape(-1), _rows(out), strict=True):
+        ones = [bool(_bit(fill[row], channel)) for channel in range(8 * len(result))]
+        for place, channel in enumerate(_set_channels(mask[row])):
+            ones[channel] = place < 8 * len(code) and bool(_bit(code, place))
+        result[:] = _pack(ones)
+    return (out,)
+
+
 def unpack_matmul(bits, weight, scale, bias, token_scale, out_dtype=None):
     out = np.empty((*bits.shape[:-1], weight.shape[0]))
     factors = None if token_scale is None else token_scale.reshape(-1)

@@ -48,6 +48,8 @@ def second_result_off_by_one(results):
 MUTATIONS = [
     ("pack_bits", flip_last_bit),
     ("binarize", flip_last_bit),
+    ("compress_bits", flip_last_bit),
+    ("expand_bits", flip_last_bit),
     ("unpack_bits", largest_element_wrong_in_its_ninth_bit),
     ("unpack_bits", off_by_two_units_in_the_last_place),
     ("sign_scale", largest_element_wrong_in_its_ninth_bit),

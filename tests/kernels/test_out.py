@@ -24,6 +24,8 @@ def _project_prepared(function, args, out):
 PUBLIC_OUT = {
     "pack_bits": lambda args, out: bk.pack_bits(*args, out=out),
     "unpack_bits": lambda args, out: bk.unpack_bits(*args[:4], token_scale=args[4], out=out),
+    "compress_bits": lambda args, out: bk.compress_bits(*args, out=out),
+    "expand_bits": lambda args, out: bk.expand_bits(*args, out=out),
     "unpack_matmul": lambda args, out: _project(bk.unpack_matmul, args, out),
     "unpack_matmul_prepared": lambda args, out: _project_prepared(bk.unpack_matmul, args, out),
     "unpack_geglu": lambda args, out: _project(bk.unpack_geglu, args, out),
