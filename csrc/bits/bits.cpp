@@ -6,16 +6,15 @@
 namespace btr {
 namespace {
 
+// The lowest channel of a mask takes or gives the lowest bit; the rest is an earlier row of the tables.
 constexpr ByteTables make_byte_tables() {
   ByteTables tables{};
-  for (unsigned mask = 0; mask < 256; ++mask)
-    for (unsigned bits = 0; bits < 256; ++bits)
-      for (unsigned channel = 0, used = 0; channel < 8; ++channel) {
-        if (!(mask >> channel & 1)) continue;
-        tables.deposit[mask][bits] |= uint8_t((bits >> used & 1) << channel);
-        tables.extract[mask][bits] |= uint8_t((bits >> channel & 1) << used);
-        ++used;
-      }
+  for (unsigned mask = 1; mask < 256; ++mask)
+    for (unsigned bits = 0; bits < 256; ++bits) {
+      const unsigned rest = mask & (mask - 1), lowest = mask ^ rest;
+      tables.deposit[mask][bits] = uint8_t(tables.deposit[rest][bits >> 1] | (bits & 1 ? lowest : 0));
+      tables.extract[mask][bits] = uint8_t(tables.extract[rest][bits] << 1 | (bits & lowest ? 1 : 0));
+    }
   return tables;
 }
 

@@ -138,6 +138,43 @@ void check_bits(int64_t rows, int64_t d, const std::string& at) {
     }
 }
 
+// k channels in each mask, or, where `k` is -1, any number of them: then codes are too short and ids out of range too.
+void check_masked(int64_t rows, int64_t w, int64_t k, const std::string& at) {
+  const int64_t count = 3, kept = std::max<int64_t>(k < 0 ? 3 * w : k, 1), c = bytes_for(kept);
+  auto mask = random_bytes(count * w), fill = random_bytes(count * w), bits = random_bytes(rows * w);
+  auto ids = exact<int64_t>(rows);
+  for (int64_t r = 0; r < rows; ++r) ids[size_t(r)] = k < 0 ? int64_t(random_bits()) >> (r % 64) : int64_t(random_bits() % 3);
+  if (k >= 0) {
+    std::vector<int64_t> channels(static_cast<size_t>(8 * w));
+    for (int64_t i = 0; i < 8 * w; ++i) channels[size_t(i)] = i;
+    std::fill_n(mask.get(), count * w, uint8_t(0));
+    for (int64_t i = 0; i < count; ++i) {
+      std::shuffle(channels.begin(), channels.end(), random_bits);
+      for (int64_t j = 0; j < k; ++j) mask[size_t(i * w + channels[size_t(j)] / 8)] |= uint8_t(1 << channels[size_t(j)] % 8);
+    }
+  }
+  const Masks masks{mask.get(), count, w};
+  expect(bits_kernels().masks_hold(masks, ids.get(), rows, kept) == (k >= 0 || rows == 0), "masks_hold " + at);
+
+  auto codes = exact<uint8_t>(rows * c), back = exact<uint8_t>(rows * w);
+  bits_kernels().compress(bits.get(), ids.get(), rows, masks, kept, codes.get());
+  bits_kernels().expand(codes.get(), c, ids.get(), rows, masks, fill.get(), back.get());
+  bool ok = true;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = std::clamp<int64_t>(ids[size_t(r)], 0, count - 1) * w;
+    int64_t place = 0;
+    for (int64_t i = 0; i < 8 * w; ++i) {
+      const bool in_mask = bit(mask.get() + row, i), value = bit(bits.get() + r * w, i);
+      if (in_mask && place < kept) ok &= bit(codes.get() + r * c, place) == value;
+      const bool restored = in_mask ? place < kept && value : bit(fill.get() + row, i);
+      ok &= bit(back.get() + r * w, i) == restored;
+      place += in_mask;
+    }
+    for (place = std::min(place, kept); place < 8 * c; ++place) ok &= !bit(codes.get() + r * c, place);
+  }
+  expect(ok, "compress, expand " + at);
+}
+
 double gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.141592653589793) * (x + 0.044715 * x * x * x))); }
 
 // `type`: f32 in both layouts, or integers channel-major. Gated, n are the columns of the weight, half of them of out.
@@ -322,6 +359,10 @@ int main() {
     set_isa(name);
     for (int64_t d : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 100, 128, 129})
       for (int64_t rows : {0, 1, 3}) check_bits(rows, d, name + " rows " + std::to_string(rows) + " d " + std::to_string(d));
+    for (int64_t w : {1, 7, 8, 9, 24, 96, 100, 128})
+      for (int64_t rows : {0, 1, 5, 200})
+        for (int64_t k : {int64_t(-1), int64_t(1), 2 * w, 7 * w, 8 * w})
+          check_masked(rows, w, k, name + " rows " + std::to_string(rows) + " w " + std::to_string(w) + " k " + std::to_string(k));
     for (int64_t d : {1, 63, 64, 65, 300})
       for (int64_t m : {1, 2, 5, 13, 22})
         for (int64_t n : {1, 17, 50, 66, 260}) check_all_matmuls(m, n, d, name);

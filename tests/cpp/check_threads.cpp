@@ -23,7 +23,7 @@ using namespace btr;
 
 namespace {
 
-constexpr int64_t kTokens = 24, kD = 200, kW = (kD + 7) / 8, kColumns = 20, kKept = 9;
+constexpr int64_t kTokens = 24, kD = 200, kW = (kD + 7) / 8, kColumns = 20, kKept = 9, kStored = 90;
 
 struct Results {
   std::vector<uint8_t> exact;  // equal on every instruction set
@@ -70,6 +70,15 @@ Results run_all(const Inputs& in) {
   bits_kernels().sign_scale_backward(y.data(), in.x.data(), DType::f32, kTokens, kD, in.scale.data(),
                                      {Norm::rms, 1e-6, SignGradient::tanh, 2.0}, grad_x.data(), grad_scale.data());
   results.add_rounded(grad_x);
+
+  std::vector<int64_t> ids(kTokens);
+  for (int64_t t = 0; t < kTokens; ++t) ids[size_t(t)] = kTokens - 1 - t;
+  const Masks masks{bits.data(), kTokens, kW};
+  std::vector<uint8_t> codes(kTokens * bytes_for(kStored)), expanded(kTokens * kW);
+  bits_kernels().compress(bits.data(), ids.data(), kTokens, masks, kStored, codes.data());
+  bits_kernels().expand(codes.data(), bytes_for(kStored), ids.data(), kTokens, masks, bits.data(), expanded.data());
+  results.add(codes);
+  results.add(expanded);
 
   std::vector<float> product(kTokens * kColumns);
   MatmulArgs args{};

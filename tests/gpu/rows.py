@@ -105,6 +105,22 @@ def _sign_scale_backward() -> list[Example]:
     ]
 
 
+def _compress_bits() -> list[Example]:
+    masks = _bits(100, 96) + 1  # a channel of each byte
+    arguments = (_bits(64, 96), torch.zeros(64, dtype=torch.int64), masks, 96)
+    return [Example(arguments, {"_compress_bits": (LOADS_128, r"^(RED|ATOMG)\S*\.OR")})]
+
+
+def _expand_bits() -> list[Example]:
+    return [
+        Example(
+            (_bits(64, 27), torch.zeros(64, dtype=dtype), _bits(100, 96), _bits(100, 96)),
+            {"_expand_bits": (LOADS_128, STORES_128)},
+        )
+        for dtype in INTEGERS
+    ]
+
+
 def _unpack_matmul() -> list[Example]:
     many, few, weight, epilogue = _bits(512, 96), _bits(8, 96), torch.ones(256, 768), (None, None)
     tiles, rows = (ASYNC_128, FLOAT_TILES, STORES_128), (ASYNC_128, FLOAT_ROWS)
@@ -229,6 +245,8 @@ ROWS = {
     "binarize": Row(_binarize, (*FLOATS, _UINT8), large=_WIDE),
     "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),
+    "compress_bits": Row(_compress_bits, (_UINT8, *INTEGERS), exact=True, large=_WIDE),
+    "expand_bits": Row(_expand_bits, (_UINT8, *INTEGERS), exact=True, large=_WIDE),
     "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
     "unpack_matmul_backward": Row(_unpack_matmul_backward, (*FLOATS, _UINT8), large={131: (1100,)}),
     "unpack_matmul_prepared": Row(
