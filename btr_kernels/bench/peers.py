@@ -110,6 +110,54 @@ copysign = Peer(_copysign)
 eager_straight_through = Peer(_eager_straight_through)
 
 
+# --- masked bits; the tables are unpacked ahead, one byte a channel
+
+
+def _unpackbits(packed: Tensor) -> np.ndarray:
+    return np.unpackbits(packed.numpy().reshape(-1), bitorder="little")
+
+
+def _numpy_compress(i: Inputs) -> Tensor:
+    """The channels of each id are listed ahead, so that nothing is left but to look them up."""
+    np.take(i.channels.numpy(), i.ids.numpy(), axis=0, out=i.picked.numpy(), mode="clip")
+    ones = _unpackbits(i.bits).reshape(len(i.ids), -1)
+    return _packbits(torch.from_numpy(np.take_along_axis(ones, i.picked.numpy(), axis=1)))
+
+
+def _numpy_compress_selected(i: Inputs) -> Tensor:
+    np.take(i.selects.numpy(), i.ids.numpy(), axis=0, out=i.selected.numpy(), mode="clip")
+    kept = _unpackbits(i.bits)[i.selected.numpy().reshape(-1)]
+    return _packbits(torch.from_numpy(kept).view(len(i.ids), -1))
+
+
+def _torch_compress(i: Inputs) -> Tensor:
+    torch.index_select(i.channels, 0, i.ids, out=i.picked)
+    ones = torch.from_numpy(_unpackbits(i.bits)).view(len(i.ids), -1)
+    return _packbits(torch.gather(ones, 1, i.picked))
+
+
+def _numpy_expand(i: Inputs) -> Tensor:
+    ones, selected = i.ones.numpy(), i.selected.numpy()
+    np.take(i.fills.numpy(), i.ids.numpy(), axis=0, out=ones, mode="clip")
+    np.take(i.selects.numpy(), i.ids.numpy(), axis=0, out=selected, mode="clip")
+    np.place(ones, selected, _unpackbits(i.codes))
+    return _packbits(i.ones)
+
+
+def _torch_expand(i: Inputs) -> Tensor:
+    torch.index_select(i.fills, 0, i.ids, out=i.ones)
+    torch.index_select(i.channels, 0, i.ids, out=i.picked)
+    i.ones.scatter_(1, i.picked, torch.from_numpy(_unpackbits(i.codes)).view(len(i.ids), -1))
+    return _packbits(i.ones)
+
+
+numpy_compress = Peer(_numpy_compress)
+numpy_compress_selected = Peer(_numpy_compress_selected)
+torch_compress = Peer(_torch_compress)
+numpy_expand = Peer(_numpy_expand)
+torch_expand = Peer(_torch_expand)
+
+
 # --- projection
 
 

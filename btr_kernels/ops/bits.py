@@ -165,8 +165,13 @@ def _check_compress_values(bits: Tensor, ids: Tensor, mask: Tensor, k: int) -> N
             raise ValueError(f"mask: expected k = {k} bits set in the row of each id, got {least} to {most}")
 
 
-define("compress_bits", "Tensor bits, Tensor ids, Tensor mask, SymInt k", _compress_bits, out=True,
-       check_values=_check_compress_values)
+define(
+    "compress_bits",
+    "Tensor bits, Tensor ids, Tensor mask, SymInt k",
+    _compress_bits,
+    out=True,
+    check_values=_check_compress_values,
+)
 
 
 def _expand_bits(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> list[Result]:
@@ -186,5 +191,10 @@ def _check_expand_values(codes: Tensor, ids: Tensor, mask: Tensor, fill: Tensor)
         checks.within("ids", ids, 0, mask.shape[0] - 1)
 
 
-define("expand_bits", "Tensor codes, Tensor ids, Tensor mask, Tensor fill", _expand_bits, out=True,
-       check_values=_check_expand_values)
+define(
+    "expand_bits",
+    "Tensor codes, Tensor ids, Tensor mask, Tensor fill",
+    _expand_bits,
+    out=True,
+    check_values=_check_expand_values,
+)

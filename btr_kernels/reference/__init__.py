@@ -7,7 +7,19 @@ written the way a careful PyTorch user would write it, not in the slowest obviou
 Functions take the operator's schema arguments (see `btr_kernels.ops`) and return its results.
 """
 
-from .bits import as_rows, binarize, compress_bits, counts, expand_bits, normalise, pack_bits, sign_scale, sign_scale_backward, signs, unpack_bits
+from .bits import (
+    as_rows,
+    binarize,
+    compress_bits,
+    counts,
+    expand_bits,
+    normalise,
+    pack_bits,
+    sign_scale,
+    sign_scale_backward,
+    signs,
+    unpack_bits,
+)
 from .hamming import hamming_distance, hamming_topk
 from .matmul import (
     geglu,

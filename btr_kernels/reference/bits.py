@@ -119,7 +119,7 @@ def counts(bits: Tensor) -> Tensor:
 
 
 def _stored(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of the ids, the nearest for an id that has none; which channels are stored; each one's place if it is."""
+    """The rows of the ids (the nearest for an id that has none), which channels are stored, and the places of those."""
     rows = ids.long().clamp(0, max(mask.shape[0] - 1, 0))
     stored = _ones(mask[rows]).bool()
     return rows, stored, stored.cumsum(-1) - 1

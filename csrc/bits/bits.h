@@ -6,8 +6,8 @@
 // The kernels of floats are bound by memory once out of cache; per 32 channels:
 //   pack    f32 128 bytes read,  4 written    compare, narrow, one movemask
 //   unpack  f32   4 bytes read, 128 written   broadcast, shift the bit to the sign, xor into the scale
-// Masked bits are bound by instructions: 13 for each 64 channels with BMI2, which reads 1 to 8 bytes of a code, 8 of the
-// mask and 8 of the fill, and writes 8.
+// Masked bits are bound by instructions where the tables are in cache, 15 for each 64 channels with BMI2; they read a part
+// of a code, 8 bytes of the mask and 8 of the fill, and write 8.
 // Means and sums of squares run in float64, so no finite input overflows. Threads split rows; see torch/bits.cpp.
 #pragma once
 
@@ -58,8 +58,8 @@ struct BitsKernels {
   // Masked bits. Whatever ids and masks are, nothing out of bounds is read or written: an id out of range counts as the
   // nearest one, bits past the k-th of a mask are left out, and bits past a code are 0.
   //
-  // bits: rows x w bytes -> codes: rows x bytes_for(k) bytes, 1 <= k <= 8 w: the bits of the channels in the mask of the
-  // token's id, in order.
+  // bits: rows x w bytes -> codes: rows x bytes_for(k) bytes, 1 <= k <= 8 w: the bits of the channels in the mask of
+  // the token's id, in order.
   void (*compress)(const uint8_t* bits, const int64_t* ids, int64_t rows, const Masks& masks, int64_t k,
                    uint8_t* codes);
 

@@ -1,9 +1,9 @@
 // Masked bits (bits.h), a word of 64 channels at a time: BMI2 has instructions that deposit bits where a mask is set
 // (pdep) and extract them (pext); elsewhere tables do it for 8 channels. How many bits of its code a token has used
-// before a word is the sum of the popcounts before it, the only thing that words pass on to each other.
+// before a word is the sum of the popcounts before it, all that words pass on to each other.
 //
-// Zen 5 deposits two words a cycle, and a word takes some 13 instructions; rows of the tables that lie in the last-level
-// cache are fetched ahead, which halves the time. See benchmarks/notes/bits.md for what else was tried.
+// Zen 5 deposits two words a cycle, and a word takes 15 instructions. Rows of the tables are fetched ahead. What else
+// was tried is in benchmarks/notes/bits.md.
 
 #include "bits/bits.h"
 #include "bits/byte_tables.h"
@@ -16,8 +16,9 @@
 
 namespace btr::BTR_ISA_NAMESPACE {
 
-// Tokens between a prefetch and its use: 2 to 8 are as fast as each other on Zen 5.
-constexpr int64_t kTokensAhead = 8;
+// Tokens between a prefetch and its use. Zen 5, tables in main memory: 12 to 48 are within 15% of each other, 8 take a
+// third more time, no prefetch 8 times as much; in the last-level cache 2 to 16 are as fast as each other.
+constexpr int64_t kTokensAhead = 16;
 // Words are read and written whole, at most this far past the bytes of a row.
 constexpr int64_t kSlack = 16;
 
@@ -123,12 +124,16 @@ BTR_INLINE Used compress_row(const uint8_t* bits, const uint8_t* mask, Bytes w, 
   return used;
 }
 
-// The row of the token, whatever its id is.
-BTR_INLINE int64_t row_of_id(const Masks& masks, int64_t id) {
-  return (id < 0 ? 0 : id < masks.count ? id : masks.count - 1) * masks.w;
+// Where the row of the token's id begins, whatever its id is.
+template <typename Bytes>
+BTR_INLINE int64_t row_of_id(int64_t id, int64_t count, Bytes w) {
+  if (__builtin_expect(uint64_t(id) >= uint64_t(count), 0)) id = id < 0 ? 0 : count - 1;
+  return id * w;
 }
 
-BTR_INLINE void fetch_row(const uint8_t* row, int64_t w) {
+// All lines of a row, wherever in a line it begins.
+template <typename Bytes>
+BTR_INLINE void fetch_row(const uint8_t* row, Bytes w) {
   for (int64_t i = 0; i < w; i += 64) __builtin_prefetch(row + i);
   __builtin_prefetch(row + w - 1);
 }
@@ -146,10 +151,10 @@ void expand_tokens(const uint8_t* codes, int64_t code_bytes, const int64_t* ids,
   std::memset(padded, 0, size_t(w + kSlack));
   const int64_t roomy = rows_with_slack(rows, code_bytes, w);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t next = row_of_id(masks, ids[r + kTokensAhead < rows ? r + kTokensAhead : rows - 1]);
+    const int64_t next = row_of_id(ids[r + kTokensAhead < rows ? r + kTokensAhead : r], masks.count, w);
     fetch_row(masks.mask + next, w);
     fetch_row(fill + next, w);
-    const int64_t row = row_of_id(masks, ids[r]);
+    const int64_t row = row_of_id(ids[r], masks.count, w);
     const uint8_t* code = codes + r * code_bytes;
     uint8_t* result = out + r * w;
     if (r < roomy) {
@@ -168,8 +173,8 @@ void compress_tokens(const uint8_t* bits, const int64_t* ids, int64_t rows, cons
   uint8_t* padded = scratch.get<uint8_t>(w + kSlack);
   const int64_t code_bytes = bytes_for(k), roomy = rows_with_slack(rows, code_bytes, w);
   for (int64_t r = 0; r < rows; ++r) {
-    fetch_row(masks.mask + row_of_id(masks, ids[r + kTokensAhead < rows ? r + kTokensAhead : rows - 1]), w);
-    const uint8_t* mask = masks.mask + row_of_id(masks, ids[r]);
+    fetch_row(masks.mask + row_of_id(ids[r + kTokensAhead < rows ? r + kTokensAhead : r], masks.count, w), w);
+    const uint8_t* mask = masks.mask + row_of_id(ids[r], masks.count, w);
     uint8_t* code = codes + r * code_bytes;
     if (r < roomy) {
       // What is written past the code belongs to the tokens that come next.
@@ -214,12 +219,13 @@ inline bool masks_hold(const Masks& masks, const int64_t* ids, int64_t rows, int
 #else
   using Way = ByTables;
 #endif
+  const int64_t w = masks.w;
   bool hold = true;
   for (int64_t r = 0; r < rows; ++r) {
-    fetch_row(masks.mask + row_of_id(masks, ids[r + kTokensAhead < rows ? r + kTokensAhead : rows - 1]), masks.w);
-    const uint8_t* mask = masks.mask + row_of_id(masks, ids[r]);
+    fetch_row(masks.mask + row_of_id(ids[r + kTokensAhead < rows ? r + kTokensAhead : r], masks.count, w), w);
+    const uint8_t* mask = masks.mask + row_of_id(ids[r], masks.count, w);
     int64_t set = 0;
-    for_each_word(masks.w, [&](int64_t i, auto count) { set += Way::count(load_word(mask + i, count)); });
+    for_each_word(w, [&](int64_t i, auto count) { set += Way::count(load_word(mask + i, count)); });
     hold &= set == k && ids[r] >= 0 && ids[r] < masks.count;
   }
   return hold;

@@ -31,6 +31,7 @@ def small_rows() -> list[rows.Row]:
     prepared = [rows.project(p, t, 80, 48, 64, ()) for p, t in (("int8", bf16), ("fast", fp32))]
     few = rows.project("int8", bf16, 8, 48, 64, (Target(1.2, 1.8, (rows.CUBLAS,)),))
     streaming = [rows.pack(bf16, 32, 64), rows.unpack(fp32, 32, 64), rows.normalised("layer", bf16, 32, 64)]
+    masked = [rows.masked(operator, 20, 64, 16, 9) for operator in ("compress_bits", "expand_bits")]
     gradients = rows.project_gradients(bf16, 40, 48, 64)
     return [
         *plain,
@@ -38,6 +39,7 @@ def small_rows() -> list[rows.Row]:
         few,
         gradients,
         *streaming,
+        *masked,
         rows.matched(3, 16, 64, 8, False),
         rows.distances(20, 30, 64),
     ]

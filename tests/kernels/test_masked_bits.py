@@ -1,5 +1,5 @@
-"""Masked bits: examples, the way there and back, what is refused, and what becomes of tables that are not as they should
-be. The definitions, strides and backends are tested by the rows of `cases`."""
+"""Masked bits: examples, the way there and back, what is refused, and what becomes of tables that are not as they
+should be. The definitions, strides and backends are tested by the rows of `cases`."""
 
 from __future__ import annotations
 

@@ -39,6 +39,8 @@ def code():
 EXPECTED = [
     ("avx2", "pack_rows", (r"vcmpge_oqps .*%ymm", r"vpacksswb .*%ymm", r"vpmovmskb %ymm")),
     ("avx2", "unpack_signs", (r"vpsllvd .*%ymm", r"vpmullw .*%ymm", r"vmovntdq %ymm")),
+    ("avx2", "expand_tokens", (r"^pdep ", r"^popcnt ")),
+    ("avx2", "compress_tokens", (r"^pext ", r"^popcnt ")),
     ("avx2", "add_distances", (r"vpshufb .*%ymm", r"vpaddb .*%ymm")),
     ("avx2", "distance_matrix", (r"popcnt",)),
     ("avx2", "add_tokens", (r"vaddps .*\(.*\),%ymm", r"vpaddw .*\(.*\),%ymm")),
@@ -46,6 +48,8 @@ EXPECTED = [
     ("avx2", "vote", (r"vpand .*%ymm", r"vpxor .*%ymm")),
     ("avx512", "pack_rows", (r"vcmpge_oqps .*%zmm.*,%k", r"vpminsw .*%zmm", r"vpcmpeqw .*%zmm.*,%k")),
     ("avx512", "binarize_rms", (r"vfmadd...ps .*%zmm", r"vcvtps2pd .*%zmm")),
+    ("avx512", "expand_tokens", (r"^pdep ", r"^popcnt ")),
+    ("avx512", "compress_tokens", (r"^pext ", r"^popcnt ")),
     ("avx512", "unpack_signs", (r"vpxord .*%zmm.*\{%k|vxorps .*%zmm.*\{%k", r"vmovntdq %zmm|vmovntps %zmm")),
     ("avx512", "count_block", (r"vpopcntq .*%zmm", r"vpternlogq .*%zmm", r"vpxord .*%zmm|vpxorq .*%zmm")),
     ("avx512", "vote", (r"vpandq? .*%zmm|vpandd .*%zmm|vpternlog. .*%zmm", r"vmovdqu\w* .*%zmm")),

@@ -1,10 +1,11 @@
-"""Rows of packing, unpacking and binarization. All are bound by bandwidth; an in-cache row by that of its cache."""
+"""Rows of packing, unpacking, binarization and masked bits. All are bound by bandwidth, an in-cache
+row by that of its cache."""
 
 from __future__ import annotations
 
 import torch
 
-from ... import binarize, pack_bits, reference, sign_scale, unpack_bits
+from ... import binarize, compress_bits, expand_bits, pack_bits, reference, sign_scale, unpack_bits
 from .. import peers
 from ..case import Case, Inputs, Target, Traffic
 from .common import (
@@ -176,6 +177,73 @@ def sign_scale_training(rows: int, d: int = BASE, quick: bool = False) -> Case:
     )
 
 
+#: Vocabulary of T5.
+VOCABULARY = 32128
+
+
+def masked(
+    operator: str, rows: int, d: int, k: int, zipf: bool = True, vocabulary: int = VOCABULARY, quick: bool = False
+) -> Case:
+    """The tables belong to the reader and are those of every call, which has new tokens. `zipf`: ids as frequent as the
+    words of a text, in proportion to 1 / rank; else all alike, so that few rows of the tables are met again."""
+
+    def tokens(g: Generator) -> dict[str, torch.Tensor]:
+        uniform = torch.rand(rows, generator=g, dtype=torch.float64)
+        rank = vocabulary**uniform - 1 if zipf else vocabulary * uniform
+        ids = rank.long().clamp(max=vocabulary - 1)
+        return {"bits": codes(g, rows, d // 8), "codes": codes(g, rows, k // 8), "ids": ids}
+
+    def make(g: Generator) -> Inputs:
+        channels = torch.rand(vocabulary, d, generator=g).argsort(-1)[:, :k].sort(-1).values
+        selects = torch.zeros(vocabulary, d, dtype=torch.bool).scatter_(1, channels, True)
+        fills = torch.randint(2, (vocabulary, d), generator=g, dtype=torch.uint8)
+        return Inputs(
+            **tokens(g),
+            mask=reference.pack_bits(selects),
+            fill=reference.pack_bits(fills.bool()),
+            channels=channels,
+            selects=selects,
+            fills=fills,
+            picked=torch.zeros(rows, k, dtype=torch.int64),
+            selected=torch.zeros(rows, d, dtype=torch.bool),
+            ones=torch.zeros(rows, d, dtype=torch.uint8),
+            out=torch.zeros(rows, (k if operator == "compress_bits" else d) // 8, dtype=torch.uint8),
+        )
+
+    w, c, id_bytes = d // 8, k // 8, 8
+    shared = {
+        "name": title(
+            operator, f"{k} of {d} bits", f"{rows} fresh tokens of {'Zipf' if zipf else 'uniform'} ids, tables in cache"
+        ),
+        "operator": operator,
+        "make_inputs": make,
+        "operations": rows * w,  # on bytes: no bit is handled alone
+        "limit": "read",
+        "in_cache": True,
+        "fresh": lambda first, g: Inputs(**{**vars(first), **tokens(g)}),
+        "quick": quick,
+    }
+    if operator == "compress_bits":
+        return Case(
+            **shared,
+            ours=lambda i: compress_bits(i.bits, i.ids, i.mask, k, out=i.out),
+            baseline=lambda i: reference.compress_bits(i.bits, i.ids, i.mask, k),
+            peers={
+                "numpy.take_along_axis of unpacked": peers.numpy_compress,
+                "numpy boolean index of unpacked": peers.numpy_compress_selected,
+                "torch.gather of unpacked": peers.torch_compress,
+            },
+            bytes=Traffic(rows * (2 * w + id_bytes), rows * c),
+        )
+    return Case(
+        **shared,
+        ours=lambda i: expand_bits(i.codes, i.ids, i.mask, i.fill, out=i.out),
+        baseline=lambda i: reference.expand_bits(i.codes, i.ids, i.mask, i.fill),
+        peers={"numpy.place into unpacked": peers.numpy_expand, "torch scatter into unpacked": peers.torch_expand},
+        bytes=Traffic(rows * (2 * w + c + id_bytes), rows * w),
+    )
+
+
 CASES: tuple[Case, ...] = (
     *(pack(dtype, 512, in_cache=True, quick=dtype == F32) for dtype in (F32, F16, BF16)),
     *(pack(dtype, 40960, quick=dtype == F32) for dtype in (F32, F16, BF16)),
@@ -188,4 +256,8 @@ CASES: tuple[Case, ...] = (
     binarize_norm("layer", 40 * 200, quick=True),
     sign_scale_forward(40 * 200, quick=True),
     sign_scale_training(10 * 128, quick=True),
+    masked("compress_bits", 6000, BASE, 216, quick=True),
+    masked("expand_bits", 6000, BASE, 216, quick=True),
+    masked("expand_bits", 6000, BASE, 216, zipf=False),
+    masked("expand_bits", 6000, LARGE, 288),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import hamming, matmul, reference
-from ...bits import binarize, pack_bits, unpack_bits
+from ...bits import binarize, compress_bits, expand_bits, pack_bits, unpack_bits
 from ...merging import match_tokens, merge_bits
 from ..case import Target
 
@@ -231,6 +231,41 @@ def normalised(norm: str, dtype: torch.dtype, m: int, d: int) -> Row:
     )
 
 
+def masked(operator: str, m: int, d: int, k: int, vocabulary: int = 32128) -> Row:
+    """`compress_bits` or `expand_bits` of tokens of any ids, each of which needs its own rows of the tables."""
+    w, c = d // 8, k // 8
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        order = torch.rand(vocabulary, d, generator=generator, device=device).argsort(-1)
+        return Inputs(
+            bits=_bits(generator, device, m, w),
+            codes=_bits(generator, device, m, c),
+            ids=torch.randint(vocabulary, (m,), generator=generator, device=device),
+            mask=reference.pack_bits(order < k),
+            fill=_bits(generator, device, vocabulary, w),
+            out=torch.empty(m, c if operator == "compress_bits" else w, dtype=torch.uint8, device=device),
+        )
+
+    if operator == "compress_bits":
+
+        def ours(i: Inputs) -> Tensor:
+            return compress_bits(i.bits, i.ids, i.mask, k, out=i.out)
+
+        def eager(i: Inputs) -> Tensor:
+            return reference.compress_bits(i.bits, i.ids, i.mask, k)
+
+    else:
+
+        def ours(i: Inputs) -> Tensor:
+            return expand_bits(i.codes, i.ids, i.mask, i.fill, out=i.out)
+
+        def eager(i: Inputs) -> Tensor:
+            return reference.expand_bits(i.codes, i.ids, i.mask, i.fill)
+
+    bytes_each = 8 + c + (2 if operator == "compress_bits" else 3) * w
+    return Row(f"{operator} {k} of {d} bits, {m} tokens", make, ours, eager, {EAGER: eager}, bytes=m * bytes_each)
+
+
 def matched(passages: int, tokens: int, d: int, kept: int, compiler: bool) -> Row:
     """Matching and the majority vote; the peer starts from signs that are unpacked already and ends with bfloat16.
     Compiling it takes tens of seconds a size, so not every row has it."""
@@ -318,6 +353,7 @@ def all_rows() -> list[Row]:
     rows += [pack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [unpack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [normalised(norm, bf16, 262144, 768) for norm in ("rms", "layer")]
+    rows += [masked(operator, 65536, 768, 216) for operator in ("expand_bits", "compress_bits")]
     sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
     return [*rows, distances(2048, 2048, 768), distances(16384, 16384, 768)]
