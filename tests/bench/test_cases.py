@@ -81,7 +81,7 @@ def test_rows_that_are_no_goal_have_no_target():
     ):
         assert BY_NAME[name].targets == ()
     assert (
-        Target(3.2, 4.0, ("torch.matmul, unpacked", "numpy.matmul, unpacked"))
+        Target(3.2, 4.0, ("torch.matmul, unpacked", "numpy.matmul, unpacked", "oneDNN linear, unpacked"))
         in BY_NAME["unpack_matmul exact M=4096 1024->1024"].targets
     )
 
