@@ -36,8 +36,8 @@ def test_output_divergence_by_hand():
 def test_recovery_loss_by_hand():
     restored = torch.tensor([[[1.0, -1.0], [2.0, 2.0], [9.0, 9.0]]])
     states = torch.tensor([[[0.5, -2.0], [2.0, 1.0], [0.0, 0.0]]])
-    # (0.25 + 1 + 0 + 1) / 4; the last token is padding.
-    assert recovery_loss(restored, states, torch.tensor([[1, 3, 0]])).item() == pytest.approx(0.5625)
+    # (0.25 + 1 + 0 + 1) / 4 over (0.25 + 4 + 4 + 1) / 4; the last token is padding.
+    assert recovery_loss(restored, states, torch.tensor([[1, 3, 0]])).item() == pytest.approx(2.25 / 9.25)
 
 
 def trace(states, slots, attention) -> LayerTrace:
@@ -59,8 +59,8 @@ def test_distillation_by_hand():
         trace([3.0, 7.0], [1, 0, -1, 0], [0.5, 0.5]),
         trace([1.0, 7.0], [1, 0, -1, 0], [0.5, 0.5]),
     ]
-    # Layer 1: (3-2)² and (3-4)²; layer 2: (1-1)² and (1-2)².
-    assert distillation_loss(student, teacher, 0.5).item() == pytest.approx((1 + 0.5) / 2)
+    # Layer 1: (3-2)² and (3-4)² over 2² and 4²; layer 2: (1-1)² and (1-2)² over 1² and 2².
+    assert distillation_loss(student, teacher, 0.5).item() == pytest.approx((2 / 20 + 1 / 5) / 2)
 
 
 def test_surrogates():

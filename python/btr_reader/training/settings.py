@@ -46,9 +46,9 @@ class Objectives:
     answers: float = 1.0
     """Cross-entropy of the answers."""
     recovery: float = 0.2
-    """Mean squared error between restored tokens and the floats they replace (BTR only)."""
+    """Relative squared error of restored tokens to the floats they replace (BTR only)."""
     distillation: float = 1.0
-    """Mean squared error to the teacher's states of the tokens that its query attends to most (needs a teacher)."""
+    """Relative squared error to the teacher's states of tokens that its query attends to most (needs a teacher)."""
     divergence: float = 0.5
     """KL divergence from the teacher's output distribution (needs a teacher)."""
     top_tokens: float = 0.5
