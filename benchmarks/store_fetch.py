@@ -1,4 +1,4 @@
-"""How long `Store.fetch` takes: 40 passages of 200 tokens out of a store of 4,000, from a warm page cache.
+"""How long `Store.fetch` takes: 40 passages of 200 tokens out of a store of 2,000, from a warm page cache.
 
     python benchmarks/store_fetch.py [--channels 768] [--fetches 1000]
 
@@ -15,32 +15,43 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from safetensors.numpy import save as serialise
 
 from btr_reader.settings import ReaderSettings
-from btr_reader.store import EncodedPassage, Store, StoreSettings, StoreWriter
+from btr_reader.store import CodebookFiles, EncodedPassage, Store, StoreSettings, StoreWriter, TokenTables
+from btr_reader.store.files import write_file
 
-PASSAGES, SHARD_PASSAGES, READ, LENGTH, VOCABULARY = 4000, 256, 40, 200, 32128
+PASSAGES, SHARD_PASSAGES, READ, LENGTH, VOCABULARY = 2000, 256, 40, 200, 32128
+# Vectors of every token id in the codebook.
+VECTORS = 16
 STORES = {
     "bits": {},
     "bits, half the tokens": {"keep": 0.5},
+    "a quarter of the bits": {"masked_bits": 192},
+    "half the tokens, half the bits": {"keep": 0.5, "masked_bits": 384, "original_ids": False},
+    "codebook": {"codebook_bytes": 30.4},
+    "codebook, half the tokens": {"keep": 0.5, "codebook_bytes": 30.4},
     "float16": {"kind": "float16"},
 }
 
 
 def make_store(out: Path, channels: int, changes: dict) -> Store:
-    settings = {"kind": "binary", "keep": 1.0, **changes}
+    defaults = {"kind": "binary", "keep": 1.0, "masked_bits": 0, "codebook_bytes": 0.0, "original_ids": True}
     settings = StoreSettings(
-        reader="", corpus="", vocabulary=VOCABULARY, channels=channels, cut=ReaderSettings(9), passage_length=LENGTH,
-        shard_passages=SHARD_PASSAGES, **settings,
+        reader="", corpus="", vocabulary=VOCABULARY, channels=channels, cut=ReaderSettings(9), same_id_first=False,
+        passage_length=LENGTH, shard_passages=SHARD_PASSAGES, **{**defaults, **changes},
     )  # fmt: skip
     random = np.random.default_rng(0)
     kept = int(LENGTH * settings.keep)
     slots = None if settings.keep == 1 else torch.arange(LENGTH) % kept
-    with StoreWriter(out, settings) as writer:
+    tables = random_tables(random, channels, settings.masked_bits) if settings.masked_bits else None
+    with StoreWriter(out, settings, tables=tables) as writer:
+        if settings.codebook_bytes:
+            writer.set_codebook(random_codebook(random, out, settings.row_width))
         for start in range(0, PASSAGES, SHARD_PASSAGES):
             count = min(SHARD_PASSAGES, PASSAGES - start)
             if settings.kind == "binary":
-                states = random.integers(0, 256, (count, kept, -(-channels // 8)), dtype=np.uint8)
+                states = random.integers(0, 256, (count, kept, settings.row_width), dtype=np.uint8)
             else:
                 states = random.standard_normal((count, kept, channels), dtype=np.float32)
             ids = random.integers(0, VOCABULARY, (count, LENGTH))
@@ -52,6 +63,19 @@ def make_store(out: Path, channels: int, changes: dict) -> Store:
             )
         writer.finish()
     return Store(out)
+
+
+def random_tables(random: np.random.Generator, channels: int, stored_bits: int) -> TokenTables:
+    places = random.random((VOCABULARY, channels)).argsort(1)
+    mask = np.packbits(places < stored_bits, axis=1, bitorder="little")
+    return TokenTables(mask, random.integers(0, 256, mask.shape, dtype=np.uint8), stored_bits)
+
+
+def random_codebook(random: np.random.Generator, out: Path, width: int) -> CodebookFiles:
+    counts = np.full(VOCABULARY, VECTORS, np.int32)
+    vectors = random.integers(0, 256, (VOCABULARY * VECTORS, width), dtype=np.uint8)
+    entry = write_file(out, "codebook-00000.safetensors", serialise({"counts": counts, "vectors": vectors}))
+    return CodebookFiles(1, (entry,))
 
 
 def main() -> None:

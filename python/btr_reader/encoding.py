@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from tqdm import tqdm
 import btr_kernels
 
 from .batches import pad_passages
+from .codebooks import DEFAULT_MEMORY_BYTES, WORK_DIRECTORY, encode_with_codebook, plain_settings
 from .digests import file_digest
 from .encoder import FusionEncoder
 from .offline_merging import offline_plan
@@ -20,7 +23,6 @@ from .passages import Passage, read_passages
 from .reader import Reader
 from .shares import check_keep
 from .store import (
-    KINDS,
     MANIFEST_FILE,
     MAX_ID_BYTES,
     MAX_PASSAGE_LENGTH,
@@ -29,6 +31,7 @@ from .store import (
     Store,
     StoreSettings,
     StoreWriter,
+    TokenTables,
 )
 
 # Passages used to measure rho: a mean over some ten thousands of tokens moves by less than a percent with more.
@@ -39,8 +42,9 @@ class PassageEncoder:
     """Encodes batches of passages as a reader's store keeps them.
 
     kind: `binary`, `float32` or `float16`; keep: share of a passage's tokens kept; passage_length: tokens a passage is
-    cut to, end token included; same_id_first: tokens of one vocabulary id are merged before others (`offline_plan`);
-    original_ids: whether a store keeps the ids that were read. Raises `ValueError` for values out of range.
+    cut to, end token included; same_id_first: tokens of one vocabulary id are merged before others (`offline_plan`).
+    masked_bits, codebook_bytes, original_ids: what a store keeps of it (`StoreSettings`). Raises `ValueError` for
+    values out of range.
     """
 
     def __init__(
@@ -51,43 +55,46 @@ class PassageEncoder:
         passage_length: int = 200,
         *,
         same_id_first: bool = False,
+        masked_bits: int = 0,
+        codebook_bytes: float = 0.0,
         original_ids: bool = True,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         check_keep("keep", keep)
         if not 2 <= passage_length <= MAX_PASSAGE_LENGTH:
             raise ValueError(f"passage_length must be in 2..{MAX_PASSAGE_LENGTH}, got {passage_length}")
+        self._settings = StoreSettings(
+            reader="",
+            corpus="",
+            vocabulary=reader.tokenizer.vocabulary_size,
+            channels=reader.config.d_model,
+            cut=reader.settings,
+            kind=kind,
+            keep=float(keep),
+            same_id_first=same_id_first,
+            masked_bits=masked_bits,
+            codebook_bytes=float(codebook_bytes),
+            original_ids=original_ids,
+            passage_length=passage_length,
+            shard_passages=1,
+        )
         self.reader = reader
         self.kind = kind
         self.keep = float(keep)
         self.passage_length = passage_length
         self.same_id_first = same_id_first
-        self.original_ids = original_ids
         self._encoder = FusionEncoder(reader.model)
 
     def store_settings(self, corpus: str, shard_passages: int) -> StoreSettings:
         """The settings of a store that this encoder fills; corpus: its fingerprint."""
-        if shard_passages < 1:
-            raise ValueError(f"shard_passages must be at least 1, got {shard_passages}")
-        return StoreSettings(
-            reader=self.reader.fingerprint(),
-            corpus=corpus,
-            vocabulary=self.reader.tokenizer.vocabulary_size,
-            channels=self.reader.config.d_model,
-            cut=self.reader.settings,
-            kind=self.kind,
-            keep=self.keep,
-            same_id_first=self.same_id_first,
-            original_ids=self.original_ids,
-            passage_length=self.passage_length,
-            shard_passages=shard_passages,
-        )
+        return replace(self._settings, reader=self.reader.fingerprint(), corpus=corpus, shard_passages=shard_passages)
 
     def states(self, passages: Sequence[Passage]) -> tuple[list[list[int]], Tensor, Tensor]:
-        """Token ids of n passages, their float states at the cut `(n, T, d)`, and sizes `(n, T)`, 0 for padding."""
+        """Token ids of n passages, their float states at the cut `(n, T, d)`, and sizes `(n, T)`, 0 for padding.
+
+        States and sizes are on the reader's device.
+        """
         ids = [self.reader.tokenizer.encode_passage(p.reader_text, self.passage_length) for p in passages]
-        batch = pad_passages([ids])
+        batch = pad_passages([ids]).to(self.reader.device)
         states = self._encoder.passage_states(batch.content[0], batch.sizes[0], self.reader.settings)
         return ids, states, batch.sizes[0]
 
@@ -103,13 +110,14 @@ class PassageEncoder:
     @torch.inference_mode()
     def _encode_batch(self, passages: Sequence[Passage]) -> list[EncodedPassage]:
         ids, states, sizes = self.states(passages)
-        lengths = sizes.sum(1)
+        lengths = sizes.sum(1).cpu()
         kept, slots = lengths, None
         if self.keep < 1 or self.kind == "binary":
-            bits = btr_kernels.pack_bits(states)
+            bits = btr_kernels.pack_bits(states).cpu()
+        if self.kind != "binary":
+            states = states.float().cpu()
         if self.keep < 1:
-            padded = pad_passages([ids]).content[0]
-            plan = offline_plan(bits, padded, lengths, self.keep, self.same_id_first)
+            plan = offline_plan(bits, pad_passages([ids]).content[0], lengths, self.keep, self.same_id_first)
             kept, slots = plan.lengths, plan.slot
             if self.kind == "binary":
                 bits, _ = btr_kernels.merge_bits(bits, plan)
@@ -135,24 +143,43 @@ def encode_corpus(
     shard_passages: int = 1024,
     batch_size: int = 32,
     append: bool = False,
+    tables: TokenTables | None = None,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: bool = True,
 ) -> int:
     """Encodes a JSON-lines corpus into a store and returns how many passages this call added.
 
     Continues after the last complete shard of an interrupted run; the result is the same, to the byte, as without the
-    interruption. append: adds the corpus to a complete store of another one; passage ids must differ. Raises
-    `ValueError` for a store begun with other settings, naming them, and for passages that do not fit into it.
+    interruption. append: adds the corpus to a complete store of another one; passage ids must differ. tables: for a new
+    store with masked bits (`TokenStatistics.tables`). memory_bytes: for making a codebook, besides what encoding takes.
+    Raises `ValueError` for a store begun with other settings, naming them, and for passages that do not fit into it.
     """
     settings = encoder.store_settings(file_digest(corpus), shard_passages)
     # The whole file is checked first: a malformed line must not come up after hours, when mending it would change the
     # corpus that the store was begun with.
     total = _check_corpus(corpus, out if append else None, settings.corpus)
-    with StoreWriter(out, settings, append) as writer:
-        if writer.complete:
-            return 0
-        passages = itertools.islice(read_passages(corpus), writer.done, None)
-        with tqdm(desc="encode", unit=" passages", total=total, initial=writer.done, disable=not progress) as bar:
-            return fill_store(encoder, passages, writer, batch_size, bar)
+    with StoreWriter(out, settings, append, tables) as writer:
+        if not writer.complete and settings.codebook_bytes:
+            work = Path(out) / WORK_DIRECTORY
+            with StoreWriter(work, plain_settings(settings)) as plain:
+                _fill(encoder, corpus, plain, total, batch_size, progress)
+            added = encode_with_codebook(Store(work), writer, settings, memory_bytes, progress)
+        else:
+            added = _fill(encoder, corpus, writer, total, batch_size, progress)
+        if settings.codebook_bytes:
+            shutil.rmtree(Path(out) / WORK_DIRECTORY, ignore_errors=True)
+        return added
+
+
+def _fill(
+    encoder: PassageEncoder, corpus: str | Path, writer: StoreWriter, total: int, batch_size: int, progress: bool
+) -> int:
+    """Encodes what is not in the store yet, and returns how many passages that was."""
+    if writer.complete:
+        return 0
+    passages = itertools.islice(read_passages(corpus), writer.done, None)
+    with tqdm(desc="encode", unit=" passages", total=total, initial=writer.done, disable=not progress) as bar:
+        return fill_store(encoder, passages, writer, batch_size, bar)
 
 
 def _check_corpus(corpus: str | Path, store: str | Path | None, digest: str) -> int:

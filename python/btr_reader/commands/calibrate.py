@@ -1,48 +1,81 @@
-"""`btr calibrate`: measures the scale that binary tokens are restored with."""
+"""`btr calibrate`: measures what binary tokens are restored with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
+    from ..passages import Passage
     from ..reader import Reader
+    from ..token_statistics import TokenStatistics
+
+# A vocabulary of thousands of ids needs some hundred thousands of tokens; ids that stay rare fall back to all others'.
+STATISTICS_PASSAGES = 4096
 
 
 def calibrate(
-    passages: Positional[Path], /, reader: Path, max_passages: int | None = None, passage_length: int = 200
+    passages: Positional[Path], /, reader: Path, max_passages: int = STATISTICS_PASSAGES, passage_length: int = 200
 ) -> None:
-    """Measures the mean magnitude of every channel at the reader's cut and keeps it in the reader directory.
+    """Measures, at the reader's cut, the mean magnitude of every channel and how often each bit is set among the tokens
+    of each vocabulary id, and keeps both in the reader directory: the scale of binary tokens, and the statistics that
+    masked bits are chosen by.
 
     Args:
         passages: Corpus in Atlas' format to measure on.
-        reader: Reader directory; its scale is replaced.
-        max_passages: Passages read, from the start of the corpus; 256 unless told.
+        reader: Reader directory; what was measured before is replaced.
+        max_passages: Passages read, from the start of the corpus.
         passage_length: Tokens that a passage is cut to, end token included.
     """
-    from ..reader import load_reader
+    from ..reader import load_reader, save_residual_scale
+    from ..token_statistics import calibrate as measure
 
-    calibrate_directory(load_reader(reader), reader, passages, passage_length, max_passages)
+    if max_passages < 1:
+        raise ValueError(f"max_passages must be at least 1, got {max_passages}")
+    loaded = load_reader(reader)
+    scale, statistics = measure(loaded, _first(passages, max_passages), passage_length)
+    save_residual_scale(reader, loaded.settings, scale)
+    statistics.save(reader, loaded.settings)
+    print(
+        f"{reader}: calibrated on {passages}; mean magnitude {scale.mean():.4g}, "
+        f"{int((statistics.tokens > 0).sum())} token ids seen in {int(statistics.tokens.sum())} tokens"
+    )
 
 
-def calibrate_directory(
-    reader: Reader, directory: Path, passages: Path, passage_length: int, max_passages: int | None = None
-) -> None:
-    """Calibrates a loaded reader and writes the scale into its directory."""
+def calibrate_scale(reader: Reader, directory: Path, passages: Path, passage_length: int) -> None:
+    """Calibrates the scale alone, on fewer passages: enough for a reader whose stores mask no bits."""
+    from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
+    from ..reader import save_residual_scale
+
+    scale = calibrate_residual_scale(reader, _first(passages, CALIBRATION_PASSAGES), passage_length)
+    save_residual_scale(directory, reader.settings, scale)
+    print(f"{directory}: calibrated on {passages}; mean magnitude {scale.mean():.4g}")
+
+
+def token_statistics(reader: Reader, directory: Path, passages: Path, passage_length: int) -> TokenStatistics:
+    """The statistics in a reader directory; a reader without them is calibrated first, and keeps the scale it has."""
+    from ..reader import save_residual_scale
+    from ..token_statistics import calibrate as measure
+    from ..token_statistics import load_token_statistics
+
+    statistics = load_token_statistics(directory, reader)
+    if statistics is None:
+        scale, statistics = measure(reader, _first(passages, STATISTICS_PASSAGES), passage_length)
+        statistics.save(directory, reader.settings)
+        if reader.residual_scale is None:
+            save_residual_scale(directory, reader.settings, scale)
+        print(f"{directory}: statistics of {int(statistics.tokens.sum())} tokens measured on {passages}")
+    return statistics
+
+
+def _first(passages: Path, count: int) -> Iterator[Passage]:
     import itertools
 
     from tqdm import tqdm
 
-    from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
     from ..passages import read_passages
-    from ..reader import save_residual_scale
 
-    count = CALIBRATION_PASSAGES if max_passages is None else max_passages
-    if count < 1:
-        raise ValueError(f"max_passages must be at least 1, got {count}")
-    chosen = itertools.islice(read_passages(passages), count)
-    scale = calibrate_residual_scale(reader, tqdm(chosen, desc="calibrate", unit=" passages"), passage_length)
-    save_residual_scale(directory, reader.settings, scale)
-    print(f"{directory}: calibrated on {passages}; mean magnitude {scale.mean():.4g}")
+    return iter(tqdm(itertools.islice(read_passages(passages), count), desc="calibrate", unit=" passages"))

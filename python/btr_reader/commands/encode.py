@@ -16,16 +16,19 @@ def encode(
     kind: Literal["binary", "float32", "float16"] = "binary",
     keep: float = 1.0,
     same_id_first: bool = False,
+    masked_bits: int = 0,
+    codebook_bytes: float = 0,
     original_ids: Literal["keep", "drop"] = "keep",
     passage_length: int = 200,
     shard_passages: int = 1024,
     batch_size: int = 32,
     append: bool = False,
+    memory_gib: float = 2.0,
 ) -> None:
     """Encodes a corpus into a store of packed binary tokens.
 
     Interrupted, it leaves a usable store; the same command continues it. A reader that was never calibrated is
-    calibrated first, on the corpus.
+    calibrated first, on the start of the corpus.
 
     Args:
         passages: Corpus in Atlas' format: one JSON object a line with id, title, text and optionally section.
@@ -34,24 +37,50 @@ def encode(
         kind: Bits (BTR), or the float states of a DeFormer reader.
         keep: Share of a passage's tokens kept; similar ones are merged.
         same_id_first: Merge tokens with equal vocabulary ids first, others only if that is not enough.
+        masked_bits: Bits stored of each token; the others are filled in from the reader's tables, by vocabulary id. 0
+            stores all.
+        codebook_bytes: Bytes per token read that the whole store is to take, by sharing vectors among the tokens of a
+            vocabulary id across the corpus. 0 shares none. Not together with masked bits: shared vectors are whole.
         original_ids: Keep the ids of all tokens read (2 bytes each): what the atlas form needs to read from the store.
         passage_length: Tokens that a passage is cut to, end token included.
         shard_passages: Passages in a shard: what an interruption loses at most.
         batch_size: Passages encoded at once.
         append: Add the passages to a complete store of another corpus, made with the same options.
+        memory_gib: Memory for making a codebook, besides what encoding takes.
     """
     from ..encoding import PassageEncoder, encode_corpus
     from ..reader import load_reader
-    from ..store import store_report
-    from .calibrate import calibrate_directory
+    from ..store import MANIFEST_FILE, store_report
+    from .calibrate import calibrate_scale, token_statistics
 
     loaded = load_reader(reader)
-    if kind == "binary" and loaded.residual_scale is None:
-        calibrate_directory(loaded, reader, passages, passage_length)
     encoder = PassageEncoder(
-        loaded, kind, keep, passage_length, same_id_first=same_id_first, original_ids=original_ids == "keep"
+        loaded,
+        kind,
+        keep,
+        passage_length,
+        same_id_first=same_id_first,
+        masked_bits=masked_bits,
+        codebook_bytes=codebook_bytes,
+        original_ids=original_ids == "keep",
     )
-    added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size, append=append)
+    if not 0 < memory_gib < float("inf"):
+        raise ValueError(f"memory_gib must be positive, got {memory_gib}")
+    tables = None
+    if masked_bits and not (out / MANIFEST_FILE).is_file():  # a store that is there has its own
+        tables = token_statistics(loaded, reader, passages, passage_length).tables(masked_bits)
+    elif kind == "binary" and loaded.residual_scale is None:
+        calibrate_scale(loaded, reader, passages, passage_length)
+    added = encode_corpus(
+        encoder,
+        passages,
+        out,
+        shard_passages=shard_passages,
+        batch_size=batch_size,
+        append=append,
+        tables=tables,
+        memory_bytes=int(memory_gib * 2**30),
+    )
     report = store_report(out)
     print(
         f"{out}: {added} passages added, {report['passages']} in all, {report['bytes']['total']} bytes, "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from ..store import StoreSettings
 
 
 def info(store: Positional[Path], /, json: Path | None = None) -> None:
@@ -29,6 +32,7 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
         "cut": f"{settings.cut.cut_point} of encoder layer {settings.cut.cut_layer}",
         "shards": f"{len(manifest.shards)} of up to {settings.shard_passages} passages",
         "passages": f"{report['passages']} (cut to {settings.passage_length} tokens)",
+        **_bits(settings),
         "tokens": f"{report['original_tokens']} read, {report['tokens']} kept (share: {settings.keep}{first})",
         "reader": settings.reader,
         "corpus": ", ".join(corpus.sha256 for corpus in manifest.corpora),
@@ -44,10 +48,20 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
         json.write_text(dumps(report, indent=2) + "\n")
 
 
+def _bits(settings: StoreSettings) -> dict[str, str]:
+    if settings.masked_bits:
+        return {"bits": f"{settings.masked_bits} of {settings.channels} stored, the others from tables by token id"}
+    if settings.codebook_bytes:
+        return {"bits": f"codebook of vectors by token id, made for {settings.codebook_bytes} bytes per token read"}
+    return {}
+
+
 def _size_table(report: dict[str, Any]) -> str:
-    lines = ["", f"{'':<14}{'bytes':>16}{'per token read':>18}"]
+    lines = ["", f"{'':<18}{'bytes':>16}{'per token read':>18}"]
     for name, size in report["bytes"].items():
-        lines.append(f"{name:<14}{size:>16,}{report['bytes_per_token'][name]:>18.2f}")
+        if not size:
+            continue
+        lines.append(f"{name:<18}{size:>16,}{report['bytes_per_token'][name]:>18.2f}")
     for kind in ("float32", "float16"):
         floats = report[kind]
         lines.append(f"DeFormer's {kind} states take {floats['bytes_per_token']} a token: {floats['ratio']:.1f}x")
@@ -67,6 +81,6 @@ def verify(store: Positional[Path], /) -> None:
     opened = Store(store)
     for number in tqdm(range(len(opened.manifest.shards)), desc="verify", unit=" shards"):
         opened.verify(number)
-    opened.passage_ids()
+    opened.verify_side_files()
     state = "complete" if opened.manifest.complete else "incomplete, but whole so far"
     print(f"{store}: {len(opened)} passages in {len(opened.manifest.shards)} shards are intact ({state})")

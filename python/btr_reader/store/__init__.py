@@ -6,6 +6,7 @@ from .manifest import (
     MANIFEST_FILE,
     MAX_ID_BYTES,
     MAX_PASSAGE_LENGTH,
+    CodebookFiles,
     Kind,
     Manifest,
     StoreSettings,
@@ -13,6 +14,7 @@ from .manifest import (
 )
 from .shard import EncodedPassage
 from .store import Store
+from .tables import TokenTables
 from .writer import StoreWriter
 
 __all__ = [
@@ -20,12 +22,14 @@ __all__ = [
     "MANIFEST_FILE",
     "MAX_ID_BYTES",
     "MAX_PASSAGE_LENGTH",
+    "CodebookFiles",
     "EncodedPassage",
     "Kind",
     "Manifest",
     "Store",
     "StoreSettings",
     "StoreWriter",
+    "TokenTables",
     "load_manifest",
     "store_report",
 ]

@@ -5,6 +5,10 @@ Store format, version 2. A store is a directory:
     manifest.json            this file's `Manifest`, replaced atomically after every shard
     shard-00000.safetensors  passages in corpus order, a bounded number in each (tensors: `layout`)
     ...
+    index-00001.safetensors  where each passage is, once the store is complete (`index`)
+    tables.safetensors       only with masked bits (`tables`)
+    codebook-00000...        only with a codebook (`codebook`)
+    work/                    only while a codebook is made: the store of plain bits that it is made from
 
 Bits are in the order of `btr_kernels`: channel c in byte c // 8, bit c % 8 from the least significant; pad bits are 0.
 """
@@ -12,6 +16,7 @@ Bits are in the order of `btr_kernels`: channel c in byte c // 8, bit c % 8 from
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -45,8 +50,9 @@ class StoreSettings:
 
     reader, corpus: SHA-256 of the reader's offline part and of the (first) passages file. vocabulary: number of token
     ids. channels: d. keep: share of a passage's tokens kept; same_id_first: tokens of one vocabulary id are merged
-    before others. original_ids: whether the token ids that were read are kept. passage_length: tokens that a passage is
-    cut to, the end token included. shard_passages: passages in a full shard.
+    before others. masked_bits: bits stored of each token, 0 for all. codebook_bytes: bytes per token read that a store
+    with a codebook was to take, 0 for none. original_ids: whether the token ids that were read are kept.
+    passage_length: tokens that a passage is cut to, the end token included. shard_passages: passages in a full shard.
     """
 
     reader: str
@@ -57,9 +63,43 @@ class StoreSettings:
     kind: Kind
     keep: float
     same_id_first: bool
+    masked_bits: int
+    codebook_bytes: float
     original_ids: bool
     passage_length: int
     shard_passages: int
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for values that are out of range or do not go together."""
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep: the share of tokens to keep must be in (0, 1], got {self.keep!r}")
+        if min(self.channels, self.vocabulary, self.shard_passages) < 1:
+            raise ValueError(
+                "channels, vocabulary and shard_passages must be at least 1, "
+                f"got {self.channels}, {self.vocabulary}, {self.shard_passages}"
+            )
+        if not 1 <= self.passage_length <= MAX_PASSAGE_LENGTH:
+            raise ValueError(f"passage_length must be in 1..{MAX_PASSAGE_LENGTH}, got {self.passage_length}")
+        if not 0 <= self.masked_bits <= self.channels:
+            raise ValueError(f"masked_bits must be in 0..{self.channels}, got {self.masked_bits}")
+        if not 0 <= self.codebook_bytes < math.inf:
+            raise ValueError(f"codebook_bytes must be finite and not negative, got {self.codebook_bytes}")
+        if self.kind != "binary" and (self.masked_bits or self.codebook_bytes):
+            raise ValueError(f"masked_bits and codebook_bytes are for binary stores, kind is {self.kind!r}")
+        if self.masked_bits and self.codebook_bytes:
+            raise ValueError("masked_bits and codebook_bytes exclude each other: vectors of a codebook are whole")
+
+    @property
+    def row_width(self) -> int:
+        """Elements of a token's states: bytes of bits, or channels."""
+        return -(-self.channels // 8) if self.kind == "binary" else self.channels
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a token is read back through its vocabulary id."""
+        return bool(self.masked_bits or self.codebook_bytes)
 
 
 @dataclass(frozen=True)
@@ -68,6 +108,14 @@ class Corpus:
 
     sha256: str
     first_shard: int
+
+
+@dataclass(frozen=True)
+class CodebookFiles:
+    """The files of a codebook, and the bytes that an index into the vectors of one token id takes."""
+
+    index_bytes: int
+    files: tuple[StoredFile, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +129,15 @@ class Manifest:
     shards: tuple[Shard, ...] = field(default=())
     appended: tuple[Corpus, ...] = field(default=())
     complete: bool = False
+    index: StoredFile | None = None
+    tables: StoredFile | None = None
+    codebook: CodebookFiles | None = None
+
+    @property
+    def side_files(self) -> tuple[StoredFile, ...]:
+        """The files beside the shards."""
+        files = [entry for entry in (self.index, self.tables) if entry is not None]
+        return (*files, *(() if self.codebook is None else self.codebook.files))
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
@@ -117,13 +174,29 @@ def load_manifest(store: Path) -> Manifest:
         raise ValueError(f"{path}: store format version {version} is no longer read: encode the corpus again")
     try:
         settings = dict(_typed(record, "settings", dict))
-        settings["cut"] = ReaderSettings.from_dict(settings.get("cut"), f"{path}: cut")
+        settings["cut"] = ReaderSettings.from_dict(settings.get("cut"), "cut")
         shards = tuple(_file(entry, Shard) for entry in _typed(record, "shards", list))
         appended = tuple(_from_record(entry, Corpus) for entry in _typed(record, "appended", list))
         if any(corpus.first_shard > len(shards) for corpus in appended):
             raise TypeError(f"appended names shards that are not there: {appended!r}")
-        return Manifest(_store_settings(settings), shards, appended, _typed(record, "complete", bool))
-    except (TypeError, KeyError) as error:
+        index, tables, codebook = record.get("index"), record.get("tables"), record.get("codebook")
+        manifest = Manifest(
+            _from_record(settings, StoreSettings),
+            shards,
+            appended,
+            _typed(record, "complete", bool),
+            None if index is None else _file(index, StoredFile),
+            None if tables is None else _file(tables, StoredFile),
+            None if codebook is None else _codebook(codebook),
+        )
+        if (manifest.tables is not None) != bool(manifest.settings.masked_bits):
+            raise TypeError(f"tables is {tables!r}, though masked_bits is {manifest.settings.masked_bits}")
+        if (manifest.index is not None) != manifest.complete:
+            raise TypeError(f"index is {index!r}, though complete is {manifest.complete}")
+        if manifest.codebook is None and manifest.settings.codebook_bytes and shards:
+            raise TypeError("there are shards without the codebook that they need")
+        return manifest
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged manifest: {error}") from None
 
 
@@ -160,13 +233,10 @@ def _file(record: Any, cls: type[_F]) -> _F:
     return entry
 
 
-def _store_settings(record: dict[str, Any]) -> StoreSettings:
-    settings = _from_record(record, StoreSettings)
-    if settings.kind not in KINDS or not 0 < settings.keep <= 1 or min(settings.channels, settings.vocabulary) < 1:
-        raise TypeError(
-            f"kind {settings.kind!r}, keep {settings.keep!r}, channels {settings.channels!r}, "
-            f"vocabulary {settings.vocabulary!r}"
-        )
-    if not 1 <= settings.passage_length <= MAX_PASSAGE_LENGTH:
-        raise TypeError(f"passage_length must be in 1..{MAX_PASSAGE_LENGTH}, got {settings.passage_length!r}")
-    return settings
+def _codebook(record: Any) -> CodebookFiles:
+    if not isinstance(record, dict) or set(record) != {"index_bytes", "files"} or record["index_bytes"] not in (1, 2):
+        raise TypeError(f"codebook must have index_bytes (1 or 2) and files, got {record!r}")
+    files = tuple(_file(entry, StoredFile) for entry in _typed(record, "files", list))
+    if not files:
+        raise TypeError("codebook must have at least one file")
+    return CodebookFiles(record["index_bytes"], files)

@@ -11,9 +11,10 @@ import numpy as np
 from safetensors.numpy import save as serialise
 from torch import Tensor
 
+from .code import BitCode
 from .files import check_tensor, map_tensors
-from .layout import shard_layout
-from .manifest import MAX_ID_BYTES, Shard, StoreSettings
+from .layout import rows_tensor, shard_layout
+from .manifest import MAX_ID_BYTES, Manifest, Shard, StoreSettings
 from .slots import first_tokens
 
 
@@ -31,41 +32,46 @@ class EncodedPassage:
     slots: Tensor | None = None
 
 
-def pack_shard(passages: Sequence[EncodedPassage], settings: StoreSettings, name: str) -> tuple[bytes, Shard]:
-    """The bytes of a shard file, and its entry for the manifest but for its checksum.
+def pack_shard(
+    passages: Sequence[EncodedPassage], manifest: Manifest, name: str, code: BitCode | None = None
+) -> tuple[bytes, Shard]:
+    """The bytes of the next shard file of a store, and its entry for the manifest but for size and checksum.
 
-    Raises `ValueError` for passages that do not fit the settings.
+    code: how bits are kept, None for as they are. Raises `ValueError` for passages that do not fit the settings.
     """
     if not passages:
         raise ValueError("passages: a shard needs at least one")
+    settings = manifest.settings
     ids = [passage.id.encode() for passage in passages]
-    lengths = [len(passage.token_ids) for passage in passages]
-    kept = [len(passage.states) for passage in passages]
-    shard = Shard(name, 0, "", len(passages), sum(kept), sum(lengths), sum(map(len, ids)))
-    layout = shard_layout(settings, shard)
+    lengths = np.array([len(passage.token_ids) for passage in passages])
+    kept = np.array([len(passage.states) for passage in passages])
+    shard = Shard(name, 0, "", len(passages), int(kept.sum()), int(lengths.sum()), sum(map(len, ids)))
+    states = np.concatenate([passage.states.numpy() for passage in passages])
+    token_ids = np.concatenate([passage.token_ids for passage in passages])
     values = {
-        "states": np.concatenate([passage.states.numpy() for passage in passages]),
         "lengths": _checked("length of a passage", lengths, 1, settings.passage_length),
-        "token_ids": _checked(
-            "token id", np.concatenate([passage.token_ids for passage in passages]), 0, settings.vocabulary - 1
-        ),
+        "token_ids": _checked("token id", token_ids, 0, settings.vocabulary - 1),
+        "kept_ids": token_ids,
         "id_bytes": np.frombuffer(b"".join(ids), dtype=np.uint8),
-        "id_lengths": _checked("bytes of a passage id", list(map(len, ids)), 0, MAX_ID_BYTES),
+        "id_lengths": _checked("bytes of a passage id", np.array(list(map(len, ids))), 0, MAX_ID_BYTES),
+        "kept_lengths": kept,
     }
-    if "slots" in layout:
+    if settings.keep < 1:
         slots = np.concatenate([passage.slots.numpy() for passage in passages])
-        first_tokens(slots, np.array(lengths), np.array(kept), "passages")
-        values |= {"slots": slots, "kept_lengths": np.array(kept)}
-    elif kept != lengths:
-        raise ValueError(f"passages: {sum(kept)} states for {sum(lengths)} token ids, though none were merged")
-    for tensor, expected in layout.items():
-        if values[tensor].shape != expected.shape:
-            raise ValueError(f"passages: {tensor} must be {expected.shape}, got {values[tensor].shape}")
+        first, _, _ = first_tokens(slots, lengths, kept, "passages")
+        values |= {"slots": slots, "kept_ids": token_ids[first]}
+    elif (kept != lengths).any():
+        raise ValueError(f"passages: {kept.sum()} states for {lengths.sum()} token ids, though none were merged")
+    if states.shape[1:] != (settings.row_width,):
+        raise ValueError(f"passages: states must be (tokens, {settings.row_width}), got {states.shape}")
+    rows = states if code is None else code.compress(states, values["kept_ids"])
+    index_bytes = None if manifest.codebook is None else manifest.codebook.index_bytes
+    values[rows_tensor(settings, shard, index_bytes)[0]] = rows
+    layout = shard_layout(settings, shard, index_bytes)
     return serialise({tensor: values[tensor].astype(expected.dtype) for tensor, expected in layout.items()}), shard
 
 
-def _checked(what: str, values: Sequence[int] | np.ndarray, least: int, most: int) -> np.ndarray:
-    values = np.asarray(values)
+def _checked(what: str, values: np.ndarray, least: int, most: int) -> np.ndarray:
     if values.min() < least or values.max() > most:
         raise ValueError(f"passages: {what} must be in {least}..{most}, got {values.min()}..{values.max()}")
     return values
@@ -74,25 +80,28 @@ def _checked(what: str, values: Sequence[int] | np.ndarray, least: int, most: in
 class ShardFile:
     """A shard mapped from disk. Opening reads and checks the lengths, never the states.
 
-    The arrays are those of `layout`; `token_offsets` and `state_offsets` are lists of p + 1 row numbers: passage i has
-    the rows from entry i to entry i + 1 of the arrays of original and of kept tokens.
+    rows is the array of states, codes or indexes, the other arrays have their names in `layout`, None where they are
+    not stored. token_offsets and row_offsets are lists of p + 1 numbers: passage i has entries i to i + 1 of the arrays
+    of original and of kept tokens.
     """
 
-    def __init__(self, directory: Path, entry: Shard, settings: StoreSettings):
+    def __init__(self, directory: Path, entry: Shard, manifest: Manifest):
         self.path = entry.check_size(directory)
         self._entry = entry
-        self._settings = settings
+        self._settings = settings = manifest.settings
+        index_bytes = None if manifest.codebook is None else manifest.codebook.index_bytes
         tensors = map_tensors(self.path)
-        for name, expected in shard_layout(settings, entry).items():
+        for name, expected in shard_layout(settings, entry, index_bytes).items():
             check_tensor(self.path, tensors, name, expected.dtype, expected.shape)
-        self.states = tensors["states"]
+        self.rows = tensors[rows_tensor(settings, entry, index_bytes)[0]]
         self.token_ids = tensors["token_ids"] if settings.original_ids else None
+        self.kept_ids = tensors["kept_ids"] if settings.needs_ids and not settings.original_ids else None
         self.slots = tensors["slots"] if settings.keep < 1 else None
         self.token_offsets = self._offsets("lengths", tensors, entry.original_tokens)
         if self.slots is None:
-            self.state_offsets = self.token_offsets
+            self.row_offsets = self.token_offsets
         else:
-            self.state_offsets = self._offsets("kept_lengths", tensors, entry.tokens)
+            self.row_offsets = self._offsets("kept_lengths", tensors, entry.tokens)
         self._id_bytes = tensors["id_bytes"]
         self._id_offsets = self._offsets("id_lengths", tensors, entry.id_bytes, least=0)
 
@@ -110,17 +119,35 @@ class ShardFile:
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: damaged file: a passage id is not UTF-8: {error}") from None
 
-    def verify(self) -> None:
+    def has_id(self, row: int, passage_id: str) -> bool:
+        """Whether the passage of that row has this id."""
+        start, stop = self._id_offsets[row : row + 2]
+        return self._id_bytes[start:stop].tobytes() == passage_id.encode()
+
+    def ids_of_rows(self) -> np.ndarray:
+        """The vocabulary id of every kept token: that of its earliest original one, int `(m,)`."""
+        ids = self.token_ids if self.kept_ids is None else self.kept_ids
+        check_ids(ids, self._settings, str(self.path))
+        return ids if self.kept_ids is not None else ids[self._first_tokens()]
+
+    def _first_tokens(self) -> np.ndarray | slice:
+        if self.slots is None:
+            return slice(None)
+        lengths, kept = np.diff(self.token_offsets), np.diff(self.row_offsets)
+        return first_tokens(self.slots, lengths, kept, str(self.path))[0]
+
+    def verify(self, code: BitCode | None) -> None:
         """Checks the file's SHA-256 and everything in it; raises `ValueError` naming the file."""
+        where, settings = str(self.path), self._settings
         self._entry.verify(self.path.parent)
         self.passage_ids()
-        if self.slots is not None:
-            first_tokens(self.slots, np.diff(self.token_offsets), np.diff(self.state_offsets), str(self.path))
+        self._first_tokens()
         if self.token_ids is not None:
-            check_ids(self.token_ids, self._settings, str(self.path))
-        pad = -self._settings.channels % 8
-        if self._settings.kind == "binary" and pad and (self.states[:, -1] >> (8 - pad)).any():
-            raise ValueError(f"{self.path}: damaged file: pad bits beyond channel {self._settings.channels} are set")
+            check_ids(self.token_ids, settings, where)
+        if code is not None:
+            code.check_rows(self.rows, self.ids_of_rows(), where)
+        elif settings.kind == "binary" and (pad := -settings.channels % 8) and (self.rows[:, -1] >> (8 - pad)).any():
+            raise ValueError(f"{where}: damaged file: pad bits beyond channel {settings.channels} are set")
 
 
 def check_ids(token_ids: np.ndarray, settings: StoreSettings, where: str) -> None:

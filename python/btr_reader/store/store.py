@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 
 from ..batches import PassageBatch, pad_passages
+from .code import BitCode, load_code
+from .codebook import Codebook
+from .index import PassageIndex
 from .manifest import load_manifest
 from .shard import EncodedPassage, ShardFile, check_ids
 from .slots import first_tokens
@@ -22,8 +26,8 @@ class Store:
     """A store of encoded passages, mapped from disk. Any number of processes may read it, also while it is written.
 
     Opening checks the manifest and the size of every file; a shard's lengths are checked when it is first used, its
-    slots and ids when they are fetched, its checksum by `verify`. A passage is found by its id in constant time. Damage
-    is a `ValueError` that names the file.
+    slots and ids when they are fetched, its checksum by `verify`. A passage of a complete store is found through
+    an index on disk: how many there are does not matter. Damage is a `ValueError` that names the file.
 
     >>> store = Store("store/")  # doctest: +SKIP
     >>> store.fetch([["p1", "p2"]]).content.shape  # doctest: +SKIP
@@ -34,51 +38,86 @@ class Store:
         self.directory = Path(directory)
         self.manifest = load_manifest(self.directory)
         self.settings = self.manifest.settings
-        for entry in self.manifest.shards:
+        for entry in (*self.manifest.shards, *self.manifest.side_files):
             entry.check_size(self.directory)
         self._opened: dict[int, ShardFile] = {}
+        self._index = None
+        if self.manifest.index is not None:
+            self._index = PassageIndex(self.directory / self.manifest.index.file, len(self))
 
     def __len__(self) -> int:
         """Number of passages."""
         return self.manifest.total("passages")
 
     def __contains__(self, passage_id: str) -> bool:
-        return passage_id in self._places
+        return self._find([passage_id])[0] is not None
 
     def shard(self, number: int) -> ShardFile:
         """The shard of that number, opened on first use."""
         if number not in self._opened:
-            self._opened[number] = ShardFile(self.directory, self.manifest.shards[number], self.settings)
+            self._opened[number] = ShardFile(self.directory, self.manifest.shards[number], self.manifest)
         return self._opened[number]
 
     @cached_property
+    def code(self) -> BitCode | None:
+        """How bits are kept, None for as they are (float states are)."""
+        return load_code(self.directory, self.manifest)
+
+    @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        """Where each passage is: (shard, row)."""
-        places: dict[str, tuple[int, int]] = {}
-        for number in range(len(self.manifest.shards)):
-            for row, passage_id in enumerate(self.shard(number).passage_ids()):
-                if passage_id in places:
-                    raise ValueError(f"{self.shard(number).path}: damaged file: passage id {passage_id!r} occurs twice")
-                places[passage_id] = (number, row)
-        return places
+        """Where each passage of a store without an index is: (shard, row)."""
+        ids = self.passage_ids()
+        rows = ((number, row) for number, entry in enumerate(self.manifest.shards) for row in range(entry.passages))
+        return dict(zip(ids, rows, strict=True))
 
     def passage_ids(self) -> list[str]:
-        """All passage ids in corpus order."""
-        return list(self._places)
+        """All passage ids in corpus order; reads them all."""
+        ids = [
+            passage_id for number in range(len(self.manifest.shards)) for passage_id in self.shard(number).passage_ids()
+        ]
+        if len(set(ids)) < len(ids):
+            repeated = next(passage_id for passage_id, count in Counter(ids).items() if count > 1)
+            raise ValueError(f"{self.directory}: damaged store: passage id {repeated!r} occurs twice")
+        return ids
 
-    def _place(self, passage_id: str) -> _Place:
-        place = self._places.get(passage_id)
-        if place is None:
-            raise KeyError(f"passage {passage_id!r} is not in the store {self.directory}")
-        return self.shard(place[0]), place[1]
+    def _find(self, passage_ids: Sequence[str]) -> list[_Place | None]:
+        """Shard and row of each passage, None for one that is not in the store."""
+        if self._index is None:
+            places = [self._places.get(passage_id) for passage_id in passage_ids]
+            return [None if place is None else (self.shard(place[0]), place[1]) for place in places]
+        found: list[_Place | None] = []
+        for passage_id, candidate in zip(passage_ids, self._index.candidates(passage_ids), strict=True):
+            place = None if candidate is None else self._confirmed(candidate, passage_id)
+            if candidate is not None and place is None:
+                others = (self._confirmed(other, passage_id) for other in self._index.others(passage_id))
+                place = next((other for other in others if other is not None), None)
+            found.append(place)
+        return found
+
+    def _confirmed(self, candidate: tuple[int, int], passage_id: str) -> _Place | None:
+        """The candidate if it is the passage of that id."""
+        number, row = candidate
+        if number >= len(self.manifest.shards) or row >= self.manifest.shards[number].passages:
+            raise ValueError(
+                f"{self.directory / self.manifest.index.file}: damaged file: it names row {row} of shard {number}"
+            )
+        shard = self.shard(number)
+        return (shard, row) if shard.has_id(row, passage_id) else None
+
+    def _place(self, passage_ids: Sequence[str]) -> list[_Place]:
+        places = self._find(passage_ids)
+        if None in places:
+            missing = passage_ids[places.index(None)]
+            raise KeyError(f"passage {missing!r} is not in the store {self.directory}")
+        return places
 
     def passage(self, passage_id: str) -> EncodedPassage:
         """One passage as it was written; a missing id is a `KeyError`."""
-        shard, row = self._place(passage_id)
+        ((shard, row),) = self._place([passage_id])
         tokens = slice(shard.token_offsets[row], shard.token_offsets[row + 1])
         return EncodedPassage(
             passage_id,
-            torch.from_numpy(_Gathered([(shard, row)]).states),
+            torch.from_numpy(_Gathered([(shard, row)], self).states),
             None if shard.token_ids is None else torch.from_numpy(self._token_ids(shard, row)),
             None if shard.slots is None else torch.from_numpy(shard.slots[tokens].astype(np.int64)),
         )
@@ -90,7 +129,7 @@ class Store:
         """
         if not passage_ids or not all(passage_ids):
             raise ValueError("passage_ids must hold at least one passage for every query")
-        gathered = _Gathered([self._place(passage_id) for passage_id in chain.from_iterable(passage_ids)])
+        gathered = _Gathered(self._place(list(chain.from_iterable(passage_ids))), self)
         counts = [len(row) for row in passage_ids]
         dtype = np.uint8 if self.settings.kind == "binary" else np.float32
         # torch widens float16 with vector instructions, NumPy one by one.
@@ -108,7 +147,7 @@ class Store:
         """
         if not self.settings.original_ids:
             raise ValueError(f"{self.directory}: encoded with --original-ids drop: it cannot give the tokens back")
-        return pad_passages([[self._token_ids(*self._place(i)) for i in row] for row in passage_ids])
+        return pad_passages([[self._token_ids(*place) for place in self._place(row)] for row in passage_ids])
 
     def _token_ids(self, shard: ShardFile, row: int) -> np.ndarray:
         ids = shard.token_ids[shard.token_offsets[row] : shard.token_offsets[row + 1]].astype(np.int64)
@@ -117,24 +156,42 @@ class Store:
 
     def verify(self, number: int) -> None:
         """Checks one shard's checksum and all that it holds; raises `ValueError` naming the file."""
-        self.shard(number).verify()
+        self.shard(number).verify(self.code)
+
+    def verify_side_files(self) -> None:
+        """The same for the index, tables and codebook; all passages must be found."""
+        for entry in self.manifest.side_files:
+            entry.verify(self.directory)
+        ids = self.passage_ids()
+        if None in (places := self._find(ids)):
+            raise ValueError(f"{self.directory}: damaged index: it lacks passage {ids[places.index(None)]!r}")
+        if isinstance(self.code, Codebook):
+            self.code.check_vectors(self.directory)
 
 
 class _Gathered:
     """The kept tokens of some passages, one after the other: a few calls for all of them, whatever their number."""
 
-    def __init__(self, places: Sequence[_Place]):
+    def __init__(self, places: Sequence[_Place], store: Store):
         shards = [shard for shard, _ in places]
-        kept = [slice(shard.state_offsets[row], shard.state_offsets[row + 1]) for shard, row in places]
+        kept = [slice(shard.row_offsets[row], shard.row_offsets[row + 1]) for shard, row in places]
+        read = [slice(shard.token_offsets[row], shard.token_offsets[row + 1]) for shard, row in places]
+        where = ", ".join(dict.fromkeys(str(shard.path) for shard in shards))
         self.kept = np.array([rows.stop - rows.start for rows in kept])
-        self.states = np.concatenate([shard.states[rows] for shard, rows in zip(shards, kept, strict=True)])
+        self.states = np.concatenate([shard.rows[rows] for shard, rows in zip(shards, kept, strict=True)])
         self.positions, self.sizes = None, np.ones(len(self.states), dtype=np.int32)
+        first = slice(None)
         if shards[0].slots is not None:
-            read = [slice(shard.token_offsets[row], shard.token_offsets[row + 1]) for shard, row in places]
             slots = np.concatenate([shard.slots[rows] for shard, rows in zip(shards, read, strict=True)])
             lengths = np.array([rows.stop - rows.start for rows in read])
-            where = ", ".join(sorted({str(shard.path) for shard in shards}))
-            _, self.positions, self.sizes = first_tokens(slots, lengths, self.kept, where)
+            first, self.positions, self.sizes = first_tokens(slots, lengths, self.kept, where)
+        if store.code is not None:
+            if shards[0].kept_ids is None:
+                ids = np.concatenate([shard.token_ids[rows] for shard, rows in zip(shards, read, strict=True)])[first]
+            else:
+                ids = np.concatenate([shard.kept_ids[rows] for shard, rows in zip(shards, kept, strict=True)])
+            check_ids(ids, store.settings, where)
+            self.states = store.code.restore(self.states, ids, where)
 
     def padded(self, values: np.ndarray, counts: Sequence[int], dtype: np.dtype) -> torch.Tensor:
         """`(m, ...)` of the kept tokens -> `(B, P, T, ...)`, 0 where there is none; counts: passages of each query."""
