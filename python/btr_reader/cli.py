@@ -12,6 +12,7 @@ from tyro.extras import SubcommandApp
 from .commands.answer import answer
 from .commands.bench import bench
 from .commands.calibrate import calibrate
+from .commands.compare_storage import compare_storage
 from .commands.convert_atlas import convert_atlas
 from .commands.encode import encode
 from .commands.evaluate import evaluate
@@ -32,7 +33,9 @@ def _app() -> SubcommandApp:
     for command in (teacher, deformer, btr):
         train.command(command)
     app = SubcommandApp()
-    for command in (encode, answer, convert_atlas, init_reader, calibrate, make_corpus, make_facts, bench):
+    for command in (
+        encode, answer, convert_atlas, init_reader, calibrate, make_corpus, make_facts, bench, compare_storage,
+    ):  # fmt: skip
         app.command(command)
     app.command(evaluate, name="eval")
     app.command(train, name="train", help="Trains a teacher, or a student of one.")
