@@ -8,6 +8,7 @@ Where things are:
     linears, graphs, devices          what they run on: libraries of the projections, captured decoder steps
     shares, compression, cosine       merging of similar tokens: how many, and how
     encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
+    retrieval                         passages for questions: BM25, dense and binary indexes
     atlas_checkpoint                  original checkpoints
     training                          teacher, DeFormer and BTR students
     benchmark                         end-to-end throughput
@@ -29,21 +30,27 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
-    "PRESETS": "shares",
+    "BinaryRetriever": "retrieval",
+    "Bm25Retriever": "retrieval",
     "Compression": "shares",
+    "DenseRetriever": "retrieval",
+    "PRESETS": "shares",
     "PassageEncoder": "encoding",
     "Reader": "reader",
     "ReaderEngine": "engine",
     "ReaderSettings": "settings",
     "ReaderTokenizer": "tokenizer",
     "Store": "store",
+    "TextEncoder": "retrieval",
     "Trainer": "training.loop",
     "TrainingSettings": "training.settings",
+    "build_index": "retrieval",
     "calibrate_residual_scale": "encoding",
     "convert_atlas": "atlas_checkpoint",
     "encode_corpus": "encoding",
     "evaluate_file": "evaluation",
     "load_reader": "reader",
+    "open_index": "retrieval",
     "pad_passages": "batches",
     "pad_queries": "batches",
     "random_reader": "reader",
@@ -52,6 +59,7 @@ _MODULE_OF = {
     "read_questions": "tasks",
     "run_benchmark": "benchmark",
     "t5_config": "settings",
+    "with_passages": "retrieval",
 }
 
 __all__ = sorted(_MODULE_OF)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 #: Optional dependencies that only some commands need.
-_EXTRAS = {"accelerate": "train"}
+_EXTRAS = {"accelerate": "train", "faiss": "retrieval", "Stemmer": "retrieval"}
 
 
 def main() -> int:

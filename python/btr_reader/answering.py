@@ -22,6 +22,16 @@ def form_of(store: Store | None) -> Form:
     return "btr" if store.settings.kind == "binary" else "deformer"
 
 
+def given_passages(question: Question) -> list[dict[str, Any]]:
+    """The question's passages; `ValueError` where it has none and none were retrieved."""
+    if question.passages is None:
+        raise ValueError(
+            f"question {question.id!r} comes without passages: list them in its field 'passages', or pass --index or "
+            "--corpus to retrieve them"
+        )
+    return question.passages
+
+
 def check_store(store: Store, reader: Reader) -> None:
     """Raises `ValueError` unless the store was encoded by this reader."""
     if store.settings.cut != reader.settings:
@@ -82,12 +92,7 @@ class Answerer:
         return results
 
     def _passages(self, question: Question) -> list[dict[str, Any]]:
-        if not question.passages:
-            raise ValueError(
-                f"question {question.id!r} comes without passages: list them in its field 'passages' "
-                "(retrieval is not built in yet)"
-            )
-        passages = question.passages[: self.passages]
+        passages = given_passages(question)[: self.passages]
         if self.store is None:
             return passages
         present = [passage for passage in passages if passage["id"] in self.store]

@@ -16,9 +16,11 @@ from .commands.compare_storage import compare_storage
 from .commands.convert_atlas import convert_atlas
 from .commands.encode import encode
 from .commands.evaluate import evaluate
+from .commands.index import index
 from .commands.init_reader import init_reader
 from .commands.make_corpus import make_corpus
 from .commands.make_facts import make_facts
+from .commands.retrieve import retrieve
 from .commands.store import info, verify
 from .commands.train import btr, deformer, teacher
 
@@ -34,7 +36,8 @@ def _app() -> SubcommandApp:
         train.command(command)
     app = SubcommandApp()
     for command in (
-        encode, answer, convert_atlas, init_reader, calibrate, make_corpus, make_facts, bench, compare_storage,
+        encode, index, retrieve, answer, convert_atlas, init_reader, calibrate, make_corpus, make_facts, bench,
+        compare_storage,
     ):  # fmt: skip
         app.command(command)
     app.command(evaluate, name="eval")

@@ -26,7 +26,8 @@ _FEVER_LABELS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "may
 class Question:
     """One question ready for the reader.
 
-    `passages` are the records given with the question (each has at least an `id`), None where it brings none.
+    `passages` are the records given with the question (each has at least an `id`), None where it brings none; an empty
+    list says that retrieval found none.
     `choices` are the option letters of a multiple-choice question, empty for the other tasks.
     """
 
@@ -51,7 +52,7 @@ def read_questions(
     number = 0
     for number, (where, record) in enumerate(read_jsonl(path), start=1):
         identifier = str(record.get("id", number - 1))
-        passages = _passage_records(record, where)
+        passages = passage_records(record, where)
         if task == "mmlu":
             if tokenizer is None:
                 raise ValueError("task mmlu needs a tokenizer: its question is cut to a number of tokens")
@@ -65,7 +66,18 @@ def read_questions(
         raise ValueError(f"{path}: the file has no questions")
 
 
-def _passage_records(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+def search_text(record: dict[str, Any], where: str) -> str:
+    """What passages are retrieved by for a question of any task: the claim, or the question with its options."""
+    if "claim" in record:
+        return text_field(record, "claim", where)
+    options = record.get("options")
+    # In one order, however they are permuted: every order of a question reads the same passages.
+    listed = sorted(map(str, options.values())) if isinstance(options, dict) else []
+    return " ".join([text_field(record, "question", where), *listed])
+
+
+def passage_records(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """The field `passages` as objects with an `id` that is a string; None where there are none."""
     if "passages" not in record:
         return None
     passages = record["passages"]
@@ -79,7 +91,7 @@ def _passage_records(record: dict[str, Any], where: str) -> list[dict[str, Any]]
                 f"{where}: every entry of 'passages' must be an id or an object with an 'id', got {entry!r}"
             )
         records.append({**entry, "id": str(entry["id"])})
-    return records
+    return records or None
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from btr_reader.settings import ReaderSettings, t5_config
 from btr_reader.tokenizer import ReaderTokenizer
 
 from .helpers import SMALL
+from .retrieval_helpers import tiny_encoder
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -74,6 +75,12 @@ def store_directory(tmp_path_factory, reader, corpus) -> Path:
     path = tmp_path_factory.mktemp("stores") / "half"
     encode_corpus(PassageEncoder(reader, keep=0.5, passage_length=32), corpus, path, shard_passages=16, progress=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def encoder_directory(tmp_path_factory, passages) -> Path:
+    """A tiny BERT that knows the corpus' words."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny", [p.text for p in passages])
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from .retrieve import DEFAULT_RETRIEVAL, RetrievalOptions
+
 
 @dataclass
 class ReadingOptions:
@@ -45,33 +47,36 @@ def answer(
     store: Path | None = None,
     task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq",
     options: OmitArgPrefixes[ReadingOptions] = DEFAULT_READING,
+    retrieval: OmitArgPrefixes[RetrievalOptions] = DEFAULT_RETRIEVAL,
 ) -> None:
-    """Answers questions over the passages that they list, and writes Atlas' results format.
+    """Answers questions over passages that they list or that are retrieved for them, and writes Atlas' results format.
 
     Args:
         reader: Reader directory.
-        questions: Questions in Atlas' format of the task, each with the field passages: ids in the store, or objects
-            with an id. Without a store (atlas) the objects need their text.
+        questions: Questions in Atlas' format of the task. Their field passages lists ids in the store, or objects with
+            an id; without a store (atlas) these need their text. For questions without it passages are retrieved.
         out: Results file to write, one JSON object a line.
         store: Store that btr encode made with this reader.
         task: Format of the questions.
         options: Options of reading.
+        retrieval: Options of retrieval.
     """
     import itertools
     import json
 
     from tqdm import tqdm
 
-    from ..answering import Answerer, check_store, form_of
+    from ..answering import Answerer, check_store, form_of, given_passages
     from ..engine import ReaderEngine
     from ..reader import load_reader
     from ..shares import PRESETS
     from ..store import Store
     from ..tasks import read_questions
+    from .resuming import check_resumption, finished_lines
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
-    done = _finished_results(out, options)
+    done = finished_lines(out, options.resume, options.overwrite)
     loaded = load_reader(reader)
     opened = None if store is None else Store(store)
     if opened is not None:
@@ -82,8 +87,21 @@ def answer(
         engine, opened, options.max_new_tokens, options.passages, options.text_length, options.skip_missing
     )
     asked = list(read_questions(questions, task, loaded.tokenizer, options.permutations))
-    _check_resumption(out, done, [(question.id, question.query) for question in asked])
-    results = answerer.answer(itertools.islice(asked, len(done), None), options.batch_size)
+    check_resumption(
+        out,
+        [(str(row.get("id")), str(row.get("query"))) for row in done],
+        [(question.id, question.query) for question in asked],
+    )
+    remaining = itertools.islice(asked, len(done), None)
+    retriever = retrieval.open()
+    if retriever is None:
+        for question in asked:
+            given_passages(question)
+    else:
+        from ..retrieval import with_passages
+
+        remaining = with_passages(remaining, retriever, options.passages, retrieval.retrieve)
+    results = answerer.answer(remaining, options.batch_size)
     with out.open("a" if done else "w", encoding="utf-8") as file:
         for result in tqdm(results, desc=f"answer ({form})", unit=" questions", total=len(asked), initial=len(done)):
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -93,28 +111,3 @@ def answer(
         print(f"warning: {answerer.missing_passages} passages are not in the store and were left out")
     if answerer.unanswered:
         print(f"warning: {answerer.unanswered} questions had no passage left and got an empty answer")
-
-
-def _finished_results(out: Path, options: ReadingOptions) -> list[tuple[str, str]]:
-    """Id and query of the results that an interrupted run left; a line that it was cut off in is dropped."""
-    from ..jsonl import read_jsonl
-
-    if not out.exists() or options.overwrite:
-        return []
-    if not options.resume:
-        raise ValueError(f"{out}: exists already; pass --resume to continue it or --overwrite")
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        out.write_bytes(whole)
-    return [(str(row.get("id")), str(row.get("query"))) for _, row in read_jsonl(out)]
-
-
-def _check_resumption(out: Path, done: list[tuple[str, str]], asked: list[tuple[str, str]]) -> None:
-    for number, (old, new) in enumerate(zip(done, asked, strict=False), start=1):
-        if old != new:
-            raise ValueError(
-                f"{out}:{number}: the result is of question {old[0]!r}, expected {new[0]!r}: cannot resume"
-            )
-    if len(done) > len(asked):
-        raise ValueError(f"{out}: has {len(done)} results for {len(asked)} questions: cannot resume")

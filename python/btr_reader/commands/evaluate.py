@@ -8,6 +8,7 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes
 
 from .answer import DEFAULT_READING, ReadingOptions
+from .retrieve import DEFAULT_RETRIEVAL, RetrievalOptions
 
 
 def evaluate(
@@ -19,6 +20,7 @@ def evaluate(
     out: Path | None = None,
     json: Path | None = None,
     options: OmitArgPrefixes[ReadingOptions] = DEFAULT_READING,
+    retrieval: OmitArgPrefixes[RetrievalOptions] = DEFAULT_RETRIEVAL,
 ) -> None:
     """Scores a results file, or answers questions first and scores the results.
 
@@ -31,6 +33,7 @@ def evaluate(
         out: Results file to write.
         json: File to write the metrics to.
         options: Options of reading.
+        retrieval: Options of retrieval.
     """
     from ..evaluation import evaluate_file
     from .answer import answer
@@ -38,7 +41,7 @@ def evaluate(
     if answers is None:
         if reader is None or questions is None or out is None:
             raise ValueError("pass --answers FILE to score it, or --reader, --questions and --out to make it first")
-        answer(reader, questions, out, store, task, options)
+        answer(reader, questions, out, store, task, options, retrieval)
         answers = out
     elif reader is not None or questions is not None or out is not None:
         raise ValueError("--answers scores a file that is there; it does not go with --reader, --questions or --out")
