@@ -23,6 +23,8 @@ LEFT_OUT = ("git clone", "cd ", "make ", "pip install")
 QUICK = {
     "python -m btr_kernels.bench": "--quick --seconds-per-case 0.05",
     "btr bench": "--shape tiny --passages 4 --passage-length 32 --new-tokens 2 --repeats 1",
+    "btr make-facts": "--train 16 --dev 4",
+    "btr train": "--steps 2 --batch-size 4",
     "python -m pytest benchmarks": "--benchmark-disable -k pack_bits",
 }
 TIMEOUT_SECONDS = 300

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Preset = Literal["none", "paper", "aggressive"]
@@ -55,3 +55,13 @@ PRESETS: dict[str, Compression] = {
     "paper": Compression(offline=0.7, joint=0.9, decoder=0.7),
     "aggressive": Compression(offline=0.5, joint=0.8, decoder=0.5),
 }
+
+
+def preset_with(preset: Preset, *, similarity: Similarity = "hamming", **shares: float | None) -> Compression:
+    """A preset in which the shares that are not None replace its own.
+
+    >>> preset_with("aggressive", joint=0.9, decoder=None)
+    Compression(offline=0.5, joint=0.9, decoder=0.5, similarity='hamming')
+    """
+    given = {name: share for name, share in shares.items() if share is not None}
+    return replace(PRESETS[preset], similarity=similarity, **given)

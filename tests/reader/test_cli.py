@@ -112,6 +112,20 @@ def test_an_interrupted_answer_run_continues(reader_directory, store_directory, 
     assert cut.read_text() == content
 
 
+def test_reading_options(reader_directory, store_directory, questions, tmp_path, capsys):
+    reading = ("answer", "--reader", reader_directory, "--store", store_directory, "--questions", questions)
+    reading += ("--max-new-tokens", 4)
+    plain, merged = tmp_path / "plain.jsonl", tmp_path / "merged.jsonl"
+    assert run(*reading, "--out", plain) == 0
+    assert run(*reading, "--out", merged, "--keep-joint", 0.5, "--similarity", "keys", "--linears", "int8") == 0
+    assert [row["id"] for row in rows(merged)] == [row["id"] for row in rows(plain)]
+    assert merged.read_text() != plain.read_text()
+    assert run(*reading, "--out", tmp_path / "x.jsonl", "--device", "cuda:99") == 1
+    assert "device: cuda:99 was asked for" in capsys.readouterr().err
+    assert run(*reading, "--out", tmp_path / "x.jsonl", "--keep-decoder", 0) == 1
+    assert "decoder: the share of tokens to keep" in capsys.readouterr().err
+
+
 def test_atlas_form_reads_tokens_of_the_store_or_given_texts(
     reader_directory, store_directory, questions, passages, tmp_path, capsys
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +10,7 @@ from ..devices import parse_device
 from ..engine import Form
 from ..linears import LinearPrecision
 from ..settings import SHAPES, CutPoint, ShapeName
-from ..shares import PRESETS, Compression, Preset, Similarity
+from ..shares import PRESETS, Compression, Preset, Similarity, preset_with
 
 #: Form of each reader, and the precision of its projections of floats.
 READERS: dict[str, tuple[Form, LinearPrecision]] = {
@@ -87,6 +87,5 @@ class BenchmarkSettings:
     @property
     def compression(self) -> Compression:
         """The preset with the shares that were given by themselves."""
-        given = {"offline": self.keep_offline, "joint": self.keep_joint, "decoder": self.keep_decoder}
-        shares = {name: keep for name, keep in given.items() if keep is not None}
-        return replace(PRESETS[self.preset], **shares, similarity=self.similarity)
+        shares = {"offline": self.keep_offline, "joint": self.keep_joint, "decoder": self.keep_decoder}
+        return preset_with(self.preset, similarity=self.similarity, **shares)

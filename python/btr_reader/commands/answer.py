@@ -8,6 +8,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from ..shares import Compression, preset_with
 from .retrieve import DEFAULT_RETRIEVAL, RetrievalOptions
 
 
@@ -23,6 +24,16 @@ class ReadingOptions:
     """Tokens generated, at most."""
     preset: Literal["none", "paper", "aggressive"] = "none"
     """Shares of passage tokens kept in the joint layers and for the decoder."""
+    keep_joint: float | None = None
+    """Share of passage tokens kept in each joint layer, instead of the preset's."""
+    keep_decoder: float | None = None
+    """Share of those left that the decoder attends to, instead of the preset's."""
+    similarity: Literal["hamming", "keys"] = "hamming"
+    """What tokens are merged by while reading: signs of the states, or keys of the attention."""
+    linears: Literal["float", "int8"] = "float"
+    """Projections of floats; int8 is faster on a CPU and less exact."""
+    device: str = "cpu"
+    """cpu, cuda, or cuda with a number."""
     text_length: int = 200
     """Tokens of query and passage together, where atlas reads texts that come with the questions."""
     permutations: Literal["none", "cyclic", "all"] = "none"
@@ -35,6 +46,11 @@ class ReadingOptions:
     """Continue a results file that was interrupted."""
     overwrite: bool = False
     """Replace a results file that exists."""
+
+    @property
+    def compression(self) -> Compression:
+        """The preset with the shares that were given by themselves."""
+        return preset_with(self.preset, joint=self.keep_joint, decoder=self.keep_decoder, similarity=self.similarity)
 
 
 DEFAULT_READING = ReadingOptions()
@@ -67,9 +83,9 @@ def answer(
     from tqdm import tqdm
 
     from ..answering import Answerer, check_store, form_of, given_passages
+    from ..devices import parse_device
     from ..engine import ReaderEngine
     from ..reader import load_reader
-    from ..shares import PRESETS
     from ..store import Store
     from ..tasks import read_questions
     from .resuming import check_resumption, finished_lines
@@ -77,12 +93,12 @@ def answer(
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
     done = finished_lines(out, options.resume, options.overwrite)
-    loaded = load_reader(reader)
+    loaded = load_reader(reader).to(parse_device(options.device))
     opened = None if store is None else Store(store)
     if opened is not None:
         check_store(opened, loaded)
     form = form_of(opened) if options.form == "auto" else options.form
-    engine = ReaderEngine(loaded, form, PRESETS[options.preset])
+    engine = ReaderEngine(loaded, form, options.compression, linears=options.linears)
     answerer = Answerer(
         engine, opened, options.max_new_tokens, options.passages, options.text_length, options.skip_missing
     )
