@@ -9,6 +9,8 @@ Where things are:
     shares, compression, cosine       merging of similar tokens: how many, and how
     encoding, offline_merging, store  the offline part and what it writes; answering: questions over a store
     retrieval                         passages for questions: BM25, dense and binary indexes
+    token_statistics, codebooks       what masked bits and codebooks are made of
+    recoding, storage_comparison      the ways to compress a store side by side
     atlas_checkpoint                  original checkpoints
     training                          teacher, DeFormer and BTR students
     benchmark                         end-to-end throughput
@@ -42,10 +44,13 @@ _MODULE_OF = {
     "ReaderTokenizer": "tokenizer",
     "Store": "store",
     "TextEncoder": "retrieval",
+    "TokenStatistics": "token_statistics",
     "Trainer": "training.loop",
     "TrainingSettings": "training.settings",
     "build_index": "retrieval",
+    "calibrate": "token_statistics",
     "calibrate_residual_scale": "encoding",
+    "compare_storage": "storage_comparison",
     "convert_atlas": "atlas_checkpoint",
     "encode_corpus": "encoding",
     "evaluate_file": "evaluation",

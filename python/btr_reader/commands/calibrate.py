@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ..reader import Reader
     from ..token_statistics import TokenStatistics
 
-# A vocabulary of thousands of ids needs some hundred thousands of tokens; ids that stay rare fall back to all others'.
-STATISTICS_PASSAGES = 4096
+# Masked bits flip the fewer the more tokens were seen (benchmarks/notes/storage.md): 2 million are some minutes of a
+# small encoder.
+STATISTICS_PASSAGES = 16384
 
 
 def calibrate(
