@@ -365,6 +365,14 @@ def test_the_whole_command_with_its_checks(pretend_gpu, monkeypatch, tmp_path):
     assert json.loads(path.read_text())["complete"]
 
 
+def test_some_rows_alone(pretend_gpu, tmp_path):
+    assert command.main(["--results", str(tmp_path), "--no-checks", "--rows", "pack_bits bf"]) == 0
+    (path,) = tmp_path.glob("*/*.json")
+    found = json.loads(path.read_text())
+    assert [row["name"] for row in found["rows"]] == ["pack_bits bfloat16, 32 x 64"]
+    assert found["reader"] == {} and list(found["time"]) == ["build", "checks", "rows"] and not found["complete"]
+
+
 def test_what_there_is_no_time_for_is_named(pretend_gpu, tmp_path):
     arguments = argparse.Namespace(minutes=0.1, backend="auto", results=tmp_path, rows=None, no_checks=True)
     found = command.prove(arguments)

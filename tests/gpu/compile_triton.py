@@ -1,7 +1,7 @@
 """Worker: compiles the Triton kernels that the examples of `rows.py` launch, for GPUs that need not be there.
 
 `python -m gpu.compile_triton 80 90` prints {operator: {architecture: [for each example: [[kernel, instructions] of
-each launch]]}}.
+each launch]]}}. With --every-configuration, of all that the kernels could choose from instead of the first.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def launches(name: str, args: tuple) -> list[tuple]:
     return recorded
 
 
+def launch_all(kernel: str, configs, key: tuple, launch, device: torch.device) -> None:
+    for config in configs:
+        launch(**config)
+
+
 def specialised(kernel: JITFunction, arguments: dict) -> ASTSource:
     """What a launch would compile: None, 1 and constexpr parameters are constants, multiples of 16 known to be so."""
     signature, constants, attributes = {}, {}, {}
@@ -83,7 +88,10 @@ def disassembled(cubin: bytes) -> list[str]:
 
 def main() -> None:
     report: dict = {name: {} for name in ROWS}
-    for architecture in sys.argv[1:]:
+    architectures = [argument for argument in sys.argv[1:] if argument.isdigit()]
+    if "--every-configuration" in sys.argv:
+        tuning.run = launch_all
+    for architecture in architectures:
         target = GPUTarget("cuda", int(architecture), 32)
         tuning.architecture = lambda device, chosen=int(architecture): chosen
         for name, row in ROWS.items():

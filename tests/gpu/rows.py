@@ -129,14 +129,15 @@ def _unpack_matmul() -> list[Example]:
         *(Example((many, weight.to(t), None, *epilogue, t), {"_project": tiles}, ("_project",)) for t in (BRAIN, HALF)),
         Example((many, weight, None, *epilogue, FLOAT), terms, ("_project",)),
         Example((many, weight.to(BRAIN), torch.ones(768), torch.ones(256), torch.ones(512), BRAIN), terms),
-        Example((few, weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": rows}, ("_project",)),
-        Example((few, weight, torch.ones(768), *epilogue, FLOAT), {"_project": rows}),
+        Example((few, weight.to(BRAIN), None, *epilogue, BRAIN), {"project_few": rows}, ("project_few",)),
+        Example((few, weight, torch.ones(768), *epilogue, FLOAT), {"project_few": rows}),
         # Few columns and many channels, which are split among programs.
         Example(
             (_bits(3, 1024), torch.ones(64, 8192, dtype=BRAIN), None, *epilogue, BRAIN),
-            {"_project": (LOADS_128, FLOAT_ROWS), "_add_parts": ()},
+            {"project_few": (LOADS_128, FLOAT_ROWS), "_add_parts": ()},
         ),
-        Example((_bits(64, 96), weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": (ASYNC_128, FLOAT_TILES)}),
+        Example((_bits(20, 96), weight.to(BRAIN), None, *epilogue, BRAIN), {"project_few": rows}),
+        Example((_bits(64, 96), weight.to(BRAIN), None, *epilogue, BRAIN), {"_project": tiles[:2]}, capability=90),
     ]
 
 
@@ -150,7 +151,9 @@ def _unpack_matmul_prepared() -> list[Example]:
             {"_project": (ASYNC_128, INT_TILES, STORES_128)},
             ("_project",),
         ),
-        Example((few, int8, factors, "int8", None, None, BRAIN), {"_project": (ASYNC_128, INT_ROWS)}, ("_project",)),
+        Example(
+            (few, int8, factors, "int8", None, None, BRAIN), {"project_few": (ASYNC_128, INT_ROWS)}, ("project_few",)
+        ),
         Example(
             (many, int8.to(torch.float8_e4m3fn), factors, "fp8", None, None, BRAIN),
             {"_project": (ASYNC_128, FLOAT8_TILES, STORES_128)},
@@ -159,12 +162,16 @@ def _unpack_matmul_prepared() -> list[Example]:
         ),
         Example((many, int8.half(), factors, "fast", None, None, FLOAT), {"_project": (ASYNC_128, FLOAT_TILES)}),
         Example((many, fast, blocks, "fast", None, None, FLOAT), {"_terms": (), "_project": (ASYNC_128, FLOAT_TILES)}),
-        Example((few, fast, blocks, "fast", None, None, FLOAT), {"_project": (FLOAT_ROWS,)}),
+        Example((few, fast, blocks, "fast", None, None, FLOAT), {"project_few": (FLOAT_ROWS,)}),
         Example(
             (many, torch.ones(768, 256, dtype=BRAIN), None, "exact", None, None, BRAIN),
             {"_project": (FLOAT_TILES, STORES_128)},
         ),
-        Example((_bits(40, 96), int8, factors, "int8", None, None, BRAIN), {"_project": (ASYNC_128, INT_TILES)}),
+        Example(
+            (_bits(40, 96), int8, factors, "int8", None, None, BRAIN),
+            {"_project": (ASYNC_128, INT_TILES)},
+            capability=90,
+        ),
     ]
 
 

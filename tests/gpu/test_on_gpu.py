@@ -26,6 +26,12 @@ def test_every_call(call, check):
     check(*call)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [c for c in launches.CALLS if c.backend == "triton"], ids=str, indirect=True)
+def test_every_configuration(call):
+    launches.every_configuration_gives_it(*call)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @every_call
 def test_runs_on_the_device_of_its_arguments(call):

@@ -41,9 +41,15 @@ def as_words(bits: Tensor) -> Tensor:
 
 @triton.jit
 def signs(words, table, dtype: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr):
-    """Words (ROWS, WORDS) of WIDTH bits, and masks (WIDTH,) -> +-1 of a dtype, (ROWS, WORDS * WIDTH)."""
-    ones = (words.to(tl.int32)[:, :, None] & table[None, None, :]) != 0
-    ones = tl.reshape(ones, (words.shape[0], WORDS * WIDTH))
+    """Words (..., ROWS, WORDS) of WIDTH bits, and masks (WIDTH,) -> +-1 of a dtype, (..., ROWS, WORDS * WIDTH); two
+    dimensions or three."""
+    words = words.to(tl.int32)
+    if len(words.shape) == 3:
+        ones = (words[:, :, :, None] & table[None, None, None, :]) != 0
+        ones = tl.reshape(ones, (words.shape[0], words.shape[1], WORDS * WIDTH))
+    else:
+        ones = (words[:, :, None] & table[None, None, :]) != 0
+        ones = tl.reshape(ones, (words.shape[0], WORDS * WIDTH))
     if dtype == tl.float8e4nv:
         return tl.where(ones, 0x38, 0xB8).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
     elif dtype.is_int():

@@ -21,12 +21,11 @@ _ROWS, _CHANNELS = 16, 256
 
 
 @triton.jit
-def values(matrix, scale, n, exists, stride_n, stride_k, k, d):
-    """float32 (rows, channels): matrix * scale of the channel, 0 where a row or channel does not exist."""
-    inside = exists[:, None] & (k < d)[None, :]
-    value = widened(tl.load(matrix + n[:, None] * stride_n + k[None, :].to(tl.int64) * stride_k, mask=inside, other=0))
+def values(pointers, inside, scale, k, k_exists):
+    """float32: what is there times the scale of its channel, 0 outside; channels k of a shape that broadcasts."""
+    value = widened(tl.load(pointers, mask=inside, other=0))
     if scale is not None:
-        value *= widened(tl.load(scale + k, mask=k < d, other=0))[None, :]
+        value *= widened(tl.load(scale + k, mask=k_exists, other=0))
     return value
 
 
@@ -53,7 +52,8 @@ def _terms(
     program = tl.program_id(0)
     n = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)
-    value = values(matrix, scale, n, n < rows, stride_n, stride_k, k, d)
+    pointers = matrix + n[:, None] * stride_n + k[None, :].to(tl.int64) * stride_k
+    value = values(pointers, (n < rows)[:, None] & (k < d)[None, :], scale, k[None, :], (k < d)[None, :])
     inside = (n < rows)[:, None] & (k < row)[None, :]
     for i in tl.static_range(TERMS):
         term = leading_term(value)

@@ -1,10 +1,8 @@
 """The configurations of `project`: the best guess first, from which `tuning` chooses by timing.
 
 For many tokens wide tiles use each expanded sign for many columns and each loaded weight for many tokens. For few, the
-weight is read about once and the instructions of a weight count: with the weight as the first operand of the tensor
-cores (TURNED) the tokens are padded to 8 instead of 16, and each warp expands the signs once for 16 columns of its
-own instead of for 8 that it shares. Where columns alone give too few programs, the channels are split among SPLIT of
-them, whose sums a second kernel adds in order.
+weight is read about once: tiles of few columns, of whose channels each warp has a slice (`few.py`). Where columns alone
+give too few programs, the channels are also split among SPLIT of them, whose sums a second kernel adds in order.
 """
 
 from __future__ import annotations
@@ -53,22 +51,22 @@ _MANY_BLOCKS = {
     80: ({"BM": 64, "BN": 64, "BK": BLOCK, "num_warps": 4, "num_stages": 3},),
     0: ({"BM": 128, "BN": 128, "BK": BLOCK, "num_warps": 4, "num_stages": 1},),
 }
-#: Up to 16 tokens: 16 columns a warp. Each also with its channels split, if its programs are too few.
+#: Up to 16 tokens: 16 columns a program, the fewest that tensor cores take, or 32, for which a sign serves twice.
 _ROWS = {
     80: (
-        {"BN": 16, "BK": 256, "num_warps": 1, "num_stages": 4},
-        {"BN": 32, "BK": 256, "num_warps": 2, "num_stages": 3},
-        {"BN": 64, "BK": 128, "num_warps": 2, "num_stages": 4},
+        {"BN": 16, "BK": 64, "SLICES": 4, "num_warps": 4, "num_stages": 3},
+        {"BN": 16, "BK": 64, "SLICES": 8, "num_warps": 8, "num_stages": 2},
+        {"BN": 32, "BK": 64, "SLICES": 4, "num_warps": 4, "num_stages": 3},
     ),
-    0: ({"BN": 128, "BK": 256, "num_warps": 4, "num_stages": 1},),
+    0: ({"BN": 128, "BK": 64, "SLICES": 2, "num_warps": 4, "num_stages": 1},),
 }
-#: Up to FEW tokens: 32 columns a warp, since each needs more signs.
+#: Up to FEW tokens: more columns a warp, since each needs more signs.
 _SOME = {
     80: (
-        {"BN": 64, "BK": 128, "num_warps": 2, "num_stages": 4},
-        {"BN": 32, "BK": 256, "num_warps": 2, "num_stages": 3},
+        {"BN": 32, "BK": 64, "SLICES": 4, "num_warps": 4, "num_stages": 3},
+        {"BN": 16, "BK": 64, "SLICES": 4, "num_warps": 4, "num_stages": 3},
     ),
-    0: ({"BN": 128, "BK": 256, "num_warps": 4, "num_stages": 1},),
+    0: ({"BN": 128, "BK": 64, "SLICES": 2, "num_warps": 4, "num_stages": 1},),
 }
 #: Over 32 tokens on Hopper: one instruction takes them all, and the weight as its second operand.
 _SOME_WIDE = ({"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},)
@@ -81,18 +79,20 @@ def configurations(
     so, as a sum of terms."""
     if m > FEW:
         table = _MANY_BLOCKS if block_factors else _MANY_BYTES if itemsize == 1 else _MANY
-        found = [{"SPLIT": 1, "TURNED": 0, **config} for config in tuning.for_device(table, device)]
+        found = [{"SPLIT": 1, **config} for config in tuning.for_device(table, device)]
     else:
         tiles = [
-            {"BM": max(8, power_of_two(m)), "TURNED": 1, **config}
+            {"BM": max(8, power_of_two(m)), **config}
             for config in tuning.for_device(_ROWS if m <= 16 else _SOME, device)
         ]
-        if terms:  # float32 values and their terms take registers
-            tiles = [{**tile, "BK": BLOCK if block_factors else tile["BK"] // 4} for tile in tiles]
-        elif itemsize == 1 and m <= 16:  # as many bytes a step; signs of more tokens take the registers
+        if block_factors:  # a slice has one factor
+            tiles = [{**tile, "BK": BLOCK} for tile in tiles]
+        elif terms:  # float32 values and their terms take registers
+            tiles = [{**tile, "BK": tile["BK"] // 2} for tile in tiles]
+        elif itemsize == 1:  # as many bytes a step
             tiles = [{**tile, "BK": 2 * tile["BK"]} for tile in tiles]
         if m > 32 and not terms and tuning.architecture(device) == 90:
-            tiles = [*({**tile, "TURNED": 0} for tile in _SOME_WIDE), *tiles]
+            tiles = [*_SOME_WIDE, *tiles]
         found = [{"SPLIT": split, **tile} for tile in tiles for split in _splits(tile, n, d, itemsize, device)]
     if gated:  # combining the halves takes registers
         found = [config for config in found if config["BN"] <= 128]
@@ -100,8 +100,9 @@ def configurations(
 
 
 def _splits(tile: tuning.Config, n: int, d: int, itemsize: int, device: torch.device) -> list[int]:
-    """Into how many parts the channels may be split: so many that every processor has a program, or none."""
+    """Into how many parts the channels may be split, likeliest first: one, and so many that every processor has a
+    program."""
     programs = triton.cdiv(n, tile["BN"])
-    parts = min(triton.cdiv(d, tile["BK"]), triton.cdiv(tuning.processors(device), programs))
+    parts = min(triton.cdiv(d, tile["BK"] * tile.get("SLICES", 1)), triton.cdiv(tuning.processors(device), programs))
     split_first = INTERPRET or tile["BN"] * d * itemsize > _ALONE
     return sorted({1, parts}, reverse=split_first)

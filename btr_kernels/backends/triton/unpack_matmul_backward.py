@@ -28,7 +28,7 @@ _TILES = {
     ),
     80: (
         {"BD": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 4},
-        {"BD": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 4},
+        {"BD": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 4},
     ),
     0: ({"BD": 512, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
@@ -154,13 +154,15 @@ def unpack_matmul_backward(
         configs = [
             {"SPLIT": split, **tile}
             for tile in tuning.for_device(_TILES, bits.device)
+            if terms is None or tile["BN"] <= 128  # a loop for each term takes registers
             for split in _splits(tile, m, n, d, bits.device)
         ]
         tuning.run("unpack_matmul_backward", configs, key, launch, bits.device)
 
 
 def _splits(tile: tuning.Config, m: int, n: int, d: int, device: torch.device) -> list[int]:
-    """Into how many parts the tokens may be split: so many that every processor has a program, or none."""
+    """Into how many parts the tokens may be split, likeliest first: one, and so many that every processor has a
+    program."""
     programs = triton.cdiv(d, tile["BD"]) * triton.cdiv(n, tile["BN"])
     parts = max(1, min(triton.cdiv(m, tile["BK"]), triton.cdiv(tuning.processors(device), programs)))
     # A part of less than 16 steps costs more in its sums than it saves.

@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit; what does not fit is left out")
     parser.add_argument("--backend", default="auto", help="triton, cuda, or auto: the best of each operator")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the file goes")
-    parser.add_argument("--rows", help="measure only rows with this in their name")
+    parser.add_argument("--rows", help="measure rows with this in their name, and nothing else")
     parser.add_argument("--no-checks", action="store_true", help="measure only")
     arguments = parser.parse_args(argv)
     if (reason := why_not()) is not None:

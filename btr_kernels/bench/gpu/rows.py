@@ -349,13 +349,13 @@ def all_rows() -> list[Row]:
     rows += [project("fast", fp32, *sizes[0], (Target(6, 10, (CUBLAS_FLOAT,)),))]
     rows += [project("int8", bf16, m, 2048, 768, few) for m in (1, 8, 16, 64)]
     rows += [project("int8", bf16, 1, 768, 768, few), project("int8", bf16, 8, 5632, 1024, few)]
-    rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
     rows += [pack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [unpack(dtype, 262144, 768) for dtype in (bf16, fp32)]
     rows += [normalised(norm, bf16, 262144, 768) for norm in ("rms", "layer")]
     rows += [masked(operator, 65536, 768, 216) for operator in ("expand_bits", "compress_bits")]
     sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
+    rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
     return [*rows, distances(2048, 2048, 768), distances(16384, 16384, 768)]
 
 
