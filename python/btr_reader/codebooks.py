@@ -51,12 +51,14 @@ def encode_with_codebook(
     """
     if writer.codebook is None:
         writer.set_codebook(_build(plain, writer.directory, settings, memory_bytes, progress))
-    ids, added = plain.passage_ids(), 0
-    with tqdm(desc="index", unit=" passages", total=len(ids), initial=writer.done, disable=not progress) as bar:
-        while chunk := ids[writer.done : writer.done + settings.shard_passages]:
-            writer.add_shard([plain.passage(passage_id) for passage_id in chunk])
-            added += len(chunk)
-            bar.update(len(chunk))
+    added = 0
+    with tqdm(desc="index", unit=" passages", total=len(plain), initial=writer.done, disable=not progress) as bar:
+        # Both stores have the same passages in their shards.
+        for number in range(writer.shards, len(plain.manifest.shards)):
+            ids = plain.shard(number).passage_ids()
+            writer.add_shard([plain.passage(passage_id) for passage_id in ids])
+            added += len(ids)
+            bar.update(len(ids))
     writer.finish()
     return added
 

@@ -135,8 +135,8 @@ def test_a_new_store_with_masked_bits_needs_tables(tmp_path):
     [
         (put("rows", slice(None), 50), "damaged file: it names row 50 of shard"),
         (put("shards", slice(None), 50), "damaged file: it names row . of shard 50"),
-        (put("hashes", slice(None), 0), "damaged index: it lacks passage"),
-        (put("rows", slice(None), 0), "damaged index: it lacks passage"),
+        (put("hashes", slice(None), 0), "damaged index: passage '.*' is not found"),
+        (put("rows", slice(None), 0), "damaged index: passage '.*' is not found"),
         (lambda t: t.update(rows=t["rows"][:-1].copy()), r"rows must be uint32 \(6,\)"),
         (lambda t: t.update(hashes=t["hashes"].astype(np.int64)), r"hashes must be uint64 \(6,\)"),
     ],

@@ -81,7 +81,7 @@ class ShardFile:
     """A shard mapped from disk. Opening reads and checks the lengths, never the states.
 
     rows is the array of states, codes or indexes, the other arrays have their names in `layout`, None where they are
-    not stored. token_offsets and row_offsets are lists of p + 1 numbers: passage i has entries i to i + 1 of the arrays
+    not stored. token_offsets and row_offsets are int64 `(p + 1,)`: passage i has entries i to i + 1 of the arrays
     of original and of kept tokens.
     """
 
@@ -105,17 +105,19 @@ class ShardFile:
         self._id_bytes = tensors["id_bytes"]
         self._id_offsets = self._offsets("id_lengths", tensors, entry.id_bytes, least=0)
 
-    def _offsets(self, name: str, tensors: dict[str, np.ndarray], total: int, least: int = 1) -> list[int]:
+    def _offsets(self, name: str, tensors: dict[str, np.ndarray], total: int, least: int = 1) -> np.ndarray:
         lengths = tensors[name]
         if lengths.sum(dtype=np.int64) != total or (len(lengths) and lengths.min() < least):
             raise ValueError(f"{self.path}: damaged file: {name} must be at least {least} each and {total} together")
-        return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return offsets
 
     def passage_ids(self) -> list[str]:
         """The ids of the shard's passages, in order."""
         text = self._id_bytes.tobytes()
         try:
-            return [text[start:stop].decode() for start, stop in pairwise(self._id_offsets)]
+            return [text[start:stop].decode() for start, stop in pairwise(self._id_offsets.tolist())]
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: damaged file: a passage id is not UTF-8: {error}") from None
 

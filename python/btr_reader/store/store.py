@@ -159,12 +159,16 @@ class Store:
         self.shard(number).verify(self.code)
 
     def verify_side_files(self) -> None:
-        """The same for the index, tables and codebook; all passages must be found."""
+        """The same for the index, tables and codebook; every passage must be found where it is."""
         for entry in self.manifest.side_files:
             entry.verify(self.directory)
-        ids = self.passage_ids()
-        if None in (places := self._find(ids)):
-            raise ValueError(f"{self.directory}: damaged index: it lacks passage {ids[places.index(None)]!r}")
+        for number in range(len(self.manifest.shards)):
+            shard = self.shard(number)
+            ids = shard.passage_ids()
+            for row, (passage_id, place) in enumerate(zip(ids, self._find(ids), strict=True)):
+                if place != (shard, row):
+                    at = f"row {row} of {shard.path}"
+                    raise ValueError(f"{self.directory}: damaged index: passage {passage_id!r} is not found in {at}")
         if isinstance(self.code, Codebook):
             self.code.check_vectors(self.directory)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -141,6 +141,11 @@ class StoreWriter:
         return sum(shard.passages for shard in self._manifest.shards[self._manifest.corpora[-1].first_shard :])
 
     @property
+    def shards(self) -> int:
+        """Number of complete shards, of all corpora."""
+        return len(self._manifest.shards)
+
+    @property
     def shard_passages(self) -> int:
         """Passages in every shard but the last."""
         return self._settings.shard_passages
@@ -162,27 +167,29 @@ class StoreWriter:
 
     def add_shard(self, passages: Sequence[EncodedPassage]) -> None:
         """Writes the next shard and then the manifest that names it. Raises `OSError` where the disk is full."""
-        name = f"shard-{len(self._manifest.shards):05d}.safetensors"
+        name = f"shard-{self.shards:05d}.safetensors"
         content, shard = pack_shard(passages, self._manifest, name, self._code)
         shard = replace(shard, **asdict(write_file(self.directory, name, content)))
         self._save(self._manifest.with_shard(shard))
 
     def finish(self) -> None:
         """Writes the index of passages and marks the store as complete; `ValueError` for an id that occurs twice."""
-        shards = [ShardFile(self.directory, shard, self._manifest) for shard in self._manifest.shards]
-        hashes = [id_hashes(shard.passage_ids()) for shard in shards]
-        self._check_unique(shards, np.concatenate(hashes))
+        hashes = [id_hashes(ids) for ids in self._ids_by_shard()]
+        self._check_unique(np.concatenate(hashes))
         self._save(replace(self._manifest, complete=True, index=write_index(self.directory, hashes)))
 
-    def _check_unique(self, shards: Sequence[ShardFile], hashes: np.ndarray) -> None:
+    def _ids_by_shard(self) -> Iterator[list[str]]:
+        for shard in self._manifest.shards:
+            yield ShardFile(self.directory, shard, self._manifest).passage_ids()
+
+    def _check_unique(self, hashes: np.ndarray) -> None:
         """Only ids with equal hashes are compared: all of a large corpus would not fit into memory."""
         values, counts = np.unique(hashes, return_counts=True)
         repeated = set(values[counts > 1].tolist())
         if not repeated:
             return
         seen: set[str] = set()
-        for shard in shards:
-            ids = shard.passage_ids()
+        for ids in self._ids_by_shard():
             for passage_id, value in zip(ids, id_hashes(ids).tolist(), strict=True):
                 if value in repeated:
                     if passage_id in seen:
