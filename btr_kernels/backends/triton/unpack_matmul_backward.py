@@ -32,6 +32,8 @@ _TILES = {
     ),
     0: ({"BD": 512, "BN": 128, "BK": 512, "num_warps": 4, "num_stages": 1},),
 }
+#: The same for terms, whose turns take registers.
+_TERM_TILES = {90: (_TILES[90][0], _TILES[90][2]), 80: (_TILES[80][1],), 0: _TILES[0]}
 #: Tiles of the second pass.
 _ROWS, _CHANNELS = 16, 256
 
@@ -59,21 +61,23 @@ def _products(
     dtype: tl.constexpr = tl.float32 if INTERPRET else grad.dtype.element_ty
     mask_table = tl.load(table + tl.arange(0, WIDTH))
     acc = tl.zeros((BD, BN), tl.float32)
-    end = tl.minimum((part + 1) * steps * BK, rows)
-    for i in tl.static_range(TERMS):  # the least first, as in `project`
-        term = grad + (TERMS - 1 - i) * plane
-        for start in range(part * steps * BK, end, BK):
-            token = start + tl.arange(0, BK)
-            mask = (token < m)[:, None] & (word < ROW_WORDS)[None, :]
-            a = signs(
-                tl.load(words + token[:, None] * ROW_WORDS + word[None, :], mask=mask, other=0),
-                mask_table, dtype, WORDS, WIDTH,
-            )  # fmt: skip
-            place = term + token[:, None] * stride_k + n[None, :] * stride_n
-            g = tl.load(place, mask=(token < rows)[:, None] & exists[None, :], other=0.0)
-            if INTERPRET:
-                g = widened(g)
-            acc = tl.dot(tl.trans(a), g, acc)
+    begin = part * steps * BK
+    end = tl.minimum(begin + steps * BK, rows)
+    count = tl.cdiv(end - begin, BK)
+    for turn in range(TERMS * count):  # the least term first, as in `project`
+        start = begin + (turn if TERMS == 1 else turn % count) * BK
+        term = grad if TERMS == 1 else grad + (TERMS - 1 - turn // count) * plane
+        token = start + tl.arange(0, BK)
+        mask = (token < m)[:, None] & (word < ROW_WORDS)[None, :]
+        a = signs(
+            tl.load(words + token[:, None] * ROW_WORDS + word[None, :], mask=mask, other=0),
+            mask_table, dtype, WORDS, WIDTH,
+        )  # fmt: skip
+        place = term + token[:, None] * stride_k + n[None, :] * stride_n
+        g = tl.load(place, mask=(token < rows)[:, None] & exists[None, :], other=0.0)
+        if INTERPRET:
+            g = widened(g)
+        acc = tl.dot(tl.trans(a), g, acc)
     place = out + (part * n_columns + n)[:, None] * D + channel[None, :]
     tl.store(place, tl.trans(acc), mask=exists[:, None] & (channel < D)[None, :])
 
@@ -153,8 +157,7 @@ def unpack_matmul_backward(
 
         configs = [
             {"SPLIT": split, **tile}
-            for tile in tuning.for_device(_TILES, bits.device)
-            if terms is None or tile["BN"] <= 128  # a loop for each term takes registers
+            for tile in tuning.for_device(_TILES if terms is None else _TERM_TILES, bits.device)
             for split in _splits(tile, m, n, d, bits.device)
         ]
         tuning.run("unpack_matmul_backward", configs, key, launch, bits.device)
