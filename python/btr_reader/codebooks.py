@@ -146,8 +146,8 @@ def _plan(plain: Store, settings: StoreSettings, counts: np.ndarray) -> tuple[np
         for tensor in shard_layout(settings, shard, index_bytes=1).values()
         if tensor.component != "index"
     )
-    # The number of vectors of each id; headers and manifest, about.
-    fixed += 4 * len(counts) + 1024 * (len(plain.manifest.shards) + 1)
+    # The number of vectors of each id; the index of passages; headers and manifest, about.
+    fixed += 4 * len(counts) + 16 * len(plain) + 1024 * (len(plain.manifest.shards) + 1)
     for index_bytes in (1, 2):
         left = settings.codebook_bytes * tokens - fixed - index_bytes * counts.sum()
         try:
