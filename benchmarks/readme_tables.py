@@ -105,6 +105,7 @@ def targets_table(report: dict, name: str) -> list[str]:
 def reader_table(report: dict) -> list[str]:
     settings, keep = report["settings"], report["settings"]["keep"]
     header = ["reader", "queries/s", "speed-up", *(f"{stage.replace('_', ' ')} ms" for stage in STAGES), "total ms"]
+    header += ["p90 ms", "peak MB", "decoder's tokens"]
     rows = [
         [
             name,
@@ -112,6 +113,9 @@ def reader_table(report: dict) -> list[str]:
             f"{report['speedup'].get(name, 1.0):.2f}x",
             *(f"{1000 * reader['stages'][stage]:.0f}" for stage in STAGES),
             f"{1000 * reader['seconds']:.0f}",
+            f"{1000 * reader['latency']['p90']:.0f}",
+            "-" if reader["peak_memory"] is None else f"{reader['peak_memory'] / 1e6:.0f}",
+            f"{reader['memory_tokens']}",
         ]
         for name, reader in report["readers"].items()
     ]

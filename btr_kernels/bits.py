@@ -186,6 +186,8 @@ def calibrate_scale(batches: Iterable[Tensor], norm: str | None = None, eps: flo
     kind = _check_norm(norm, eps)
     if isinstance(batches, Tensor):
         raise TypeError("batches: expected an iterable of tensors, got one Tensor; pass [x]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable of tensors, got {type(batches).__name__}")
     total, count = None, 0
     for x in batches:
         checks.is_tensor("batches", x)

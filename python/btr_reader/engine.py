@@ -48,11 +48,13 @@ class ReaderEngine:
         """compression: its joint and decoder shares apply here. precision: of the projections of bits. linears: of all
         other projections; `int8` quantizes weights and inputs (see `Int8Linears`), on a CPU only.
 
-        Raises `ValueError` for the `btr` form of a reader that was not calibrated.
+        Raises `ValueError` for the `btr` form of a reader that was not calibrated, and for shares of another number of
+        joint layers than the reader has.
         """
         for name, value, known in (("form", form, Form), ("linears", linears, LinearPrecision)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        compression.of_layers(reader.config.num_layers - reader.settings.cut_layer)
         self.form = form
         self.reader = reader
         self.compression = compression

@@ -27,6 +27,8 @@ class Compression:
     """What tokens are merged by while reading: Hamming distance of the signs of their states, or cosine of the keys."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.joint, list):
+            object.__setattr__(self, "joint", tuple(self.joint))
         for name in ("offline", "decoder"):
             check_keep(name, getattr(self, name))
         for keep in self.joint if isinstance(self.joint, tuple) else (self.joint,):

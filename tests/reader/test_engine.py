@@ -186,7 +186,7 @@ def test_layers_have_shares_of_their_own(reader, queries, token_batch, offline_s
     assert torch.equal(one.states, same.states) and torch.equal(one.sizes, same.sizes)
     assert encode((1.0, 0.5)).sizes.shape[1] < encode((1.0, 0.9)).sizes.shape[1]
     with pytest.raises(ValueError, match="joint: expected one share or 2, one for each joint layer, got 3"):
-        encode((0.9, 0.9, 0.9))
+        ReaderEngine(reader, "deformer", Compression(joint=[0.9, 0.9, 0.9]))
     with pytest.raises(ValueError, match="similarity must be one of hamming, keys"):
         replace(Compression(), similarity="euclid")
 

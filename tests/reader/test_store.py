@@ -220,7 +220,7 @@ def test_a_second_corpus_is_appended(reader, corpus, store_copy, tmp_path, passa
     def encode(file, encoder, **options):
         return encode_corpus(encoder, file, store_copy, shard_passages=16, progress=False, **options)
 
-    with pytest.raises(ValueError, match="append to add another"):
+    with pytest.raises(ValueError, match="--append adds another"):
         encode(more, encoder_of(reader))
     with pytest.raises(ValueError, match="same_id_first is False, asked for True"):
         encode(more, encoder_of(reader, same_id_first=True), append=True)

@@ -213,7 +213,7 @@ def test_files_are_appended_one_after_the_other(tmp_path):
     with pytest.raises(ValueError, match="incomplete: corpus is 'c', asked for 'd'; finish that one first"):
         StoreWriter(tmp_path, other, append=True).__enter__()
     write(tmp_path, PLAIN, first)
-    with pytest.raises(ValueError, match="complete: corpus is 'c', asked for 'd'; append to add another"):
+    with pytest.raises(ValueError, match="complete: corpus is 'c', asked for 'd'; --append adds another"):
         StoreWriter(tmp_path, other).__enter__()
     with pytest.raises(ValueError, match=r"other settings: keep is 1\.0, asked for 0\.5$"):
         StoreWriter(tmp_path, replace(other, keep=0.5), append=True).__enter__()

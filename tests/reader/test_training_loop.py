@@ -101,6 +101,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_reader, examples, tmp_pat
     for name, tensor in whole.trained().model.state_dict().items():
         assert torch.equal(tensor, going_on.trained().model.state_dict()[name]), name
     assert not (tmp_path / "killed" / "checkpoints").exists()
+    # Once more there is nothing to do.
+    lines = (tmp_path / "killed" / METRICS).read_text()
+    assert Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False).train(examples, []) == best
+    assert (tmp_path / "killed" / METRICS).read_text() == lines
+    other = replace(PLAIN, seed=5)
+    with pytest.raises(ValueError, match=r"finished.json: of a run with other settings \(settings.seed\)"):
+        Trainer(tiny_reader(), "atlas", other, tmp_path / "killed", progress=False).train(examples, examples)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / METRICS).read_text().splitlines()]
     assert steps == [3, 6]
 
@@ -126,6 +133,24 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(tiny_reader, t
         trainer.checkpoints.save(trainer.accelerator, 4, {**progress, "step": 4})
     monkeypatch.undo()
     assert trainer.checkpoints.load(trainer.accelerator) == progress
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json"])
+def test_a_damaged_checkpoint_is_named(tiny_reader, examples, tmp_path, name, kept):
+    trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    trainer.checkpoints.save(trainer.accelerator, 2, {"step": 2, "best": None, "without_better": 0})
+    path = tmp_path / "checkpoints" / "step-00000002" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ValueError, match="step-00000002.*damaged checkpoint"):
+        Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False).train(examples, examples)
+
+
+def test_two_runs_do_not_share_a_directory(tiny_reader, examples, tmp_path):
+    first, second = (Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False) for _ in range(2))
+    with first.checkpoints.locked(first.accelerator), pytest.raises(ValueError, match="another process is training"):
+        second.train(examples, examples)
 
 
 def test_training_stops_when_the_dev_set_says_so(tiny_reader, examples, tmp_path):
@@ -175,6 +200,13 @@ def test_what_cannot_be_trained_is_refused(tiny_reader, examples, tmp_path, fact
         Trainer(tiny_reader(), "deformer", SETTINGS, tmp_path)
     with pytest.raises(ValueError, match="btr calibrate"):
         Trainer(tiny_reader(), "btr", PLAIN, tmp_path)
+    other = ReaderTokenizer.train(list(fact_texts(20)), 260)
+    teacher = random_reader(t5_config(TINY), ReaderSettings(2), tokenizer=other)
+    with pytest.raises(ValueError, match="teacher: its tokenizer is not the reader's"):
+        Trainer(tiny_reader(), "deformer", SETTINGS, tmp_path, teacher)
+    wide = random_reader(t5_config(replace(TINY, d_model=32)), ReaderSettings(2), tokenizer=facts_tokenizer)
+    with pytest.raises(ValueError, match="teacher: expected 24 channels, got 32"):
+        Trainer(tiny_reader(), "deformer", SETTINGS, tmp_path, wide)
     for wrong, message in [
         ({"steps": 0}, "steps must be at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),

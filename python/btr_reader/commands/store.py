@@ -18,9 +18,10 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
         store: The store directory.
         json: File to write the sizes to.
     """
-    from ..store import load_manifest, store_report
+    from ..store import Store, store_report
 
-    manifest = load_manifest(store)
+    # Opening checks that all files are there with their sizes.
+    manifest = Store(store).manifest
     settings = manifest.settings
     report = store_report(store)
     first = ", equal ids first" if settings.same_id_first else ""

@@ -82,6 +82,8 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     examples, dev = (read_examples(path, files.task, reader.tokenizer) for path in (files.train, files.dev))
     if teacher is None:
         objectives = replace(settings.objectives, distillation=0.0, divergence=0.0)
+        if objectives != settings.objectives:
+            print("without --teacher there is neither distillation nor divergence")
         settings = replace(settings, objectives=objectives)
     if form == "btr" and reader.residual_scale is None:
         passages = [passage for example in examples for passage in example.passages][:CALIBRATION_PASSAGES]

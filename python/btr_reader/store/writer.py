@@ -125,7 +125,7 @@ class StoreWriter:
             )
         if not self._append:
             raise ValueError(
-                f"{self.directory}: complete: corpus is {present[-1]!r}, asked for {wanted!r}; append to add another"
+                f"{self.directory}: complete: corpus is {present[-1]!r}, asked for {wanted!r}; --append adds another"
             )
         self._save(
             replace(found, appended=(*found.appended, Corpus(wanted, len(found.shards))), complete=False, index=None)

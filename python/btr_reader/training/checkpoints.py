@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from ..jsonl import read_json_object
+from ..store.files import write_durably
 
-_STATE = "progress.json"
+_STATE, _FINISHED, _LOCK = "progress.json", "finished.json", ".lock"
+# It warns that the embedding, which encoder and decoder share, is saved once.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The newest checkpoint of a run in a directory. One process writes; the others wait for it."""
+    """What is kept of a run in its output directory: the newest checkpoint, and at the end how it came out.
 
-    def __init__(self, directory: Path, run: dict[str, Any]):
+    One process writes; the others of the run wait for it.
+    """
+
+    def __init__(self, out: Path, run: dict[str, Any]):
         """run: what determines the run; a checkpoint of another is refused."""
-        self.directory = directory
+        self._out = out
+        self.directory = out / "checkpoints"
         # As JSON reads it back: tuples are lists there.
         self._run = json.loads(json.dumps(run))
+
+    @contextmanager
+    def locked(self, accelerator: Accelerator) -> Iterator[None]:
+        """Keeps other runs out of the directory. `ValueError` where there is one already."""
+        if not accelerator.is_main_process:
+            yield
+            return
+        self._out.mkdir(parents=True, exist_ok=True)
+        with (self._out / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self._out}: another process is training into this directory") from None
+            yield
+
+    def finished(self) -> dict[str, Any] | None:
+        """The outcome of this run where it came to its end before. `ValueError` where another one did."""
+        path = self._out / _FINISHED
+        if not path.exists():
+            return None
+        record = read_json_object(path, "damaged record of a run")
+        self._check(path, record)
+        return record["progress"]["best"]
 
     def load(self, accelerator: Accelerator) -> dict[str, Any] | None:
         """Restores everything that `save` was given and returns the progress, or None where there is no checkpoint.
 
-        Raises `ValueError` naming what differs where the checkpoint is of another run.
+        Raises `ValueError` naming what differs where the checkpoint is of another run, or it where it is damaged.
         """
         newest = self._newest()
         if newest is None:
             return None
         record = read_json_object(newest / _STATE, "damaged checkpoint")
+        self._check(newest, record)
+        try:
+            accelerator.load_state(str(newest))
+        except Exception as error:  # of safetensors, of pickles, of missing or cut files: all mean the same here
+            raise ValueError(
+                f"{newest}: damaged checkpoint ({type(error).__name__}: {error}); remove it to start again"
+            ) from error
+        return record["progress"]
+
+    def _check(self, path: Path, record: dict[str, Any]) -> None:
         found = record.get("run")
         if found != self._run:
             names = sorted(_differences(found if isinstance(found, dict) else {}, self._run))
             raise ValueError(
-                f"{newest}: a checkpoint of a run with other settings ({', '.join(names)}); "
+                f"{path}: of a run with other settings ({', '.join(names)}); "
                 "continue with the same ones, or train into another directory"
             )
-        accelerator.load_state(str(newest))
-        return record["progress"]
 
     def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:
         """Writes a checkpoint beside the last one, which is then removed."""
@@ -64,8 +106,10 @@ class Checkpoints:
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
-    def remove(self) -> None:
-        """Removes all checkpoints, once the run is done."""
+    def finish(self, progress: dict[str, Any]) -> None:
+        """Records how the run came out, and removes its checkpoints."""
+        record = {"run": self._run, "progress": progress}
+        write_durably(self._out / _FINISHED, (json.dumps(record, indent=2) + "\n").encode())
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _all(self) -> list[Path]:

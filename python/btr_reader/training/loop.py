@@ -28,7 +28,7 @@ from .forward import Batch, Output, TrainableReader
 from .losses import distillation_loss, output_divergence, recovery_loss, task_loss
 from .settings import TrainingSettings
 
-BEST, CHECKPOINTS, METRICS = "best", "checkpoints", "metrics.jsonl"
+BEST, METRICS = "best", "metrics.jsonl"
 #: Optimizer steps between lines of metrics.
 REPORT_EVERY = 10
 
@@ -56,6 +56,12 @@ class Trainer:
         """Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
         if settings.objectives.need_teacher and teacher is None:
             raise ValueError("teacher: distillation and divergence need one; give a teacher, or set both weights to 0")
+        if teacher is not None and teacher.tokenizer.fingerprint() != reader.tokenizer.fingerprint():
+            raise ValueError("teacher: its tokenizer is not the reader's, so that their tokens are not comparable")
+        for name, what in (("d_model", "channels"), ("num_layers", "encoder layers")):
+            wanted = getattr(reader.config, name)
+            if teacher is not None and getattr(teacher.config, name) != wanted:
+                raise ValueError(f"teacher: expected {wanted} {what}, got {getattr(teacher.config, name)}")
         if form == "btr" and settings.calibrate and reader.residual_scale is None:
             raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
         if form != "btr" and settings.objectives.recovery > 0:
@@ -90,7 +96,7 @@ class Trainer:
         )
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(self.student, optimizer, schedule)
         run = {"form": form, "settings": settings.to_dict(), "processes": processes}
-        self.checkpoints = Checkpoints(self.out / CHECKPOINTS, run)
+        self.checkpoints = Checkpoints(self.out, run)
         self._progress_shown = progress and self.accelerator.is_main_process
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -102,11 +108,15 @@ class Trainer:
         ]
 
     def train(self, examples: Sequence[Example], dev: Sequence[Example]) -> dict[str, Any]:
-        """Trains to the end and returns the best step and its scores on the dev set."""
+        """Trains to the end and returns the best step and its scores on the dev set; of a run that is done, its own."""
+        with self.checkpoints.locked(self.accelerator):
+            done = self.checkpoints.finished()
+            return self._train(examples, dev) if done is None else done
+
+    def _train(self, examples: Sequence[Example], dev: Sequence[Example]) -> dict[str, Any]:
         settings, accelerator = self.settings, self.accelerator
         batches = Batches(examples, self.reader.tokenizer, settings)
         state = self.checkpoints.load(accelerator) or {"step": 0, "best": None, "without_better": 0}
-        self.out.mkdir(parents=True, exist_ok=True)
         self._drop_later_metrics(state["step"])
         bar = tqdm(
             desc=f"train {self.form}",
@@ -130,7 +140,7 @@ class Trainer:
                 if state["step"] % settings.checkpoint_every == 0:
                     self.checkpoints.save(accelerator, state["step"], state)
         if accelerator.is_main_process:
-            self.checkpoints.remove()
+            self.checkpoints.finish(state)
         return state["best"]
 
     def _step(self, batches: Batches, step: int, window: _Window) -> None:
