@@ -29,14 +29,15 @@ def tables(tmp_path, monkeypatch):
 
 def test_table_is_filled_from_its_result_file(tables, tmp_path, monkeypatch):
     stages = dict.fromkeys(tables.STAGES, 0.5)
-    reader = {"queries_per_second": 2.0, "seconds": 0.5, "stages": stages}
+    reader = {"queries_per_second": 2.0, "seconds": 0.5, "stages": stages, "latency": {"p90": 0.75}}
+    reader |= {"peak_memory": 12_000_000, "memory_tokens": 370}
     settings = {
         "passages": 3, "passage_length": 4, "new_tokens": 5, "preset": "none", "corpus": "text", "threads": 1,
         "torch": "2", "repeats": 7, "keep": {"offline": 0.5, "joint": 1.0, "decoder": 1.0},
     }  # fmt: skip
     report = {
         "shape": "base", "device": "a machine", "settings": settings,
-        "readers": {"atlas": reader, "btr": reader}, "speedup": {"btr": 4.25},
+        "readers": {"atlas": {**reader, "peak_memory": None}, "btr": reader}, "speedup": {"btr": 4.25},
     }  # fmt: skip
     (tmp_path / "results" / "r.json").write_text(json.dumps(report))
     (tmp_path / "README.md").write_text("a\n<!-- table: r.json -->\nold\n<!-- end -->\nb\n")
@@ -45,7 +46,7 @@ def test_table_is_filled_from_its_result_file(tables, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["readme_tables.py"])
     assert tables.main() == 0
     text = (tmp_path / "README.md").read_text()
-    assert "| btr | 2.000 | 4.25x |" in text
+    assert "| btr | 2.000 | 4.25x |" in text and "| 500 | 750 | 12 | 370 |" in text and "| 750 | - | 370 |" in text
     assert "old" not in text
     assert text.startswith("a\n") and text.endswith("b\n")
 
