@@ -7,7 +7,9 @@ floats is DeFormer to the bit, because there is no second code path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,15 +38,15 @@ class LayerTrace:
     """What training looks at in a joint layer, of N = B * P sequences [query; passage].
 
     states: float `(N, width + n, d)` after the layer, the query in the first `width` columns. slots: int64 `(N, T)`:
-    the column, counted behind the query, of each token that the passage came with, -1 for padding. attention: float
-    `(N, n)`, how much of its attention the query gives each column of the passage: the mean over heads and over the
-    query's tokens.
+    the column, counted behind the query, of each token that the passage came with, -1 for padding. attention: gives
+    how much of its attention the query pays each column of the passage as the layer found it, float `(N, columns)`: the
+    mean over heads and over the query's tokens. It is computed when asked for, since only a teacher's is.
     """
 
     states: Tensor
     width: int
     slots: Tensor
-    attention: Tensor
+    attention: Callable[[], Tensor]
 
 
 class FusionEncoder:
@@ -118,16 +120,13 @@ class FusionEncoder:
                 else:
                     states, seen = self._attention(index, states, bias)
                 traced = trace is not None and index >= cut_layer
-                attention = seen.of_query(query_sizes, bias, self.head_size) if traced else None
+                attention = partial(seen.of_query, query_sizes, bias, self.head_size)
                 if index >= cut_layer and shares[index - cut_layer] < 1:
                     merge = _Merge(width, shares[index - cut_layer], self._features(compression, seen.keys))
                     states, sizes, positions, slot = merge(states, sizes, positions)
                     bias = attention_bias(by_distance, sizes, positions)
                     if traced:
                         slots = torch.where(slots < 0, -1, slot.long().gather(1, slots.clamp(min=0)))
-                        attention = attention.new_zeros(sizes[:, width:].shape).scatter_add(
-                            1, slot.long().clamp(min=0), attention.masked_fill(slot < 0, 0)
-                        )
                 states = self._feed_forward(index, self.floats(states))
                 if traced:
                     trace.append(LayerTrace(states, width, slots, attention))

@@ -77,19 +77,23 @@ class TrainableReader(nn.Module):
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Output:
         """progress: the share of the training that is done, for surrogates that are annealed."""
-        memory, traces, extra = self._encode(batch.query, batch.passages, progress)
+        traces: list[LayerTrace] = []
+        memory, slots, extra = self._encode(batch.query, batch.passages, progress, traces)
+        if slots is not None:
+            traces = [_of_original_tokens(trace, slots) for trace in traces]
         return Output(target_logits(self.model, memory, batch.targets), traces, **extra)
 
     @torch.no_grad()
     def generate(self, query: QueryBatch, passages: PassageBatch, max_new_tokens: int) -> list[list[int]]:
         """Greedy answers as the reader that is trained would give them (see `ReaderEngine.generate`)."""
-        memory, _, _ = self._encode(query, passages, 1.0)
+        memory, _, _ = self._encode(query, passages, 1.0, None)
         decoder = GreedyDecoder(self.model)
         return decoder.generate(decoder.project(memory), max_new_tokens).tolist()
 
     def _encode(
-        self, query: QueryBatch, passages: PassageBatch, progress: float
-    ) -> tuple[Memory, list[LayerTrace], dict[str, Tensor]]:
+        self, query: QueryBatch, passages: PassageBatch, progress: float, traces: list[LayerTrace] | None
+    ) -> tuple[Memory, Tensor | None, dict[str, Tensor]]:
+        """The decoder's memory, the slots of merging offline, if there is any, and the fields of `Output`."""
         encoder = FusionEncoder(self.model)
         first_layer = 0 if self.form == "atlas" else self.settings.cut_layer
         query_states = encoder.query_states(query, first_layer)
@@ -104,7 +108,6 @@ class TrainableReader(nn.Module):
                 states = encoder.floats(floats)
             if self.settings.cut_point == "attention_output":
                 states = encoder.finish_cut_layer(states, self.settings.cut_layer)
-        traces: list[LayerTrace] = []
         memory = encoder.join(
             query_states,
             query.sizes,
@@ -116,9 +119,7 @@ class TrainableReader(nn.Module):
             StageClock(),
             traces,
         )
-        if slots is not None:
-            traces = [_of_original_tokens(trace, slots) for trace in traces]
-        return memory, traces, extra
+        return memory, slots, extra
 
     def _offline(self, encoder: FusionEncoder, passages: PassageBatch) -> Tensor:
         """The float states at the cut `(B, P, T, d)`; missing passages, which have no token, stay 0."""

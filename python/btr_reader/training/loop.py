@@ -222,13 +222,13 @@ class _Window:
         self._restart()
 
     def _restart(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._passes = self._tokens = self._questions = 0
         self._start = perf_counter()
 
     def add(self, losses: dict[str, Tensor], batch: Batch) -> None:
         for name, value in losses.items():
-            self._sums[name] += value.item()
+            self._sums[name] += value.detach()  # as a tensor: a GPU is not waited for
         self._passes += 1
         self._tokens += int((batch.passages.sizes > 0).sum())
         self._questions += len(batch.targets)
@@ -236,7 +236,7 @@ class _Window:
     def close(self, learning_rate: float) -> dict[str, float]:
         """One line of metrics; the next window begins."""
         seconds = perf_counter() - self._start
-        line = {name: total / self._passes for name, total in self._sums.items()}
+        line = {name: float(total) / self._passes for name, total in self._sums.items()}
         line |= {"learning_rate": learning_rate, "tokens_per_second": self._tokens / seconds}
         line |= {"examples_per_second": self._questions / seconds}
         self._restart()

@@ -54,7 +54,7 @@ def top_tokens(traces: Sequence[LayerTrace], share: float) -> Tensor:
 
     The attention is averaged over the joint layers, and the best ceil(share * n) tokens of each passage of n are taken.
     """
-    attention = torch.stack([trace.attention for trace in traces]).mean(0)
+    attention = torch.stack([trace.attention() for trace in traces]).mean(0)
     present = traces[0].slots >= 0
     attention = attention.masked_fill(~present, -torch.inf)
     wanted = (present.sum(1, keepdim=True) * share).ceil()
