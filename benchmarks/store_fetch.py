@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save as serialise
 
+from btr_reader.files import write_file
 from btr_reader.settings import ReaderSettings
 from btr_reader.store import CodebookFiles, EncodedPassage, Store, StoreSettings, StoreWriter, TokenTables
-from btr_reader.store.files import write_file
 
 PASSAGES, SHARD_PASSAGES, READ, LENGTH, VOCABULARY = 2000, 256, 40, 200, 32128
 # Vectors of every token id in the codebook.

@@ -21,9 +21,9 @@ from tqdm import tqdm
 import btr_kernels
 
 from .digests import file_digest
+from .files import StoredFile, write_file
 from .store import CodebookFiles, Store, StoreSettings, StoreWriter
 from .store.codebook import read_part
-from .store.files import StoredFile, write_file
 from .store.layout import shard_layout
 
 WORK_DIRECTORY = "work"

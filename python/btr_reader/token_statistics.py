@@ -20,12 +20,12 @@ from torch import Tensor
 import btr_kernels
 
 from .encoding import PassageEncoder
+from .files import write_durably
 from .model import load_tensors
 from .passages import Passage
 from .reader import Reader
 from .settings import ReaderSettings
 from .store import TokenTables
-from .store.files import write_durably
 
 STATISTICS_FILE = "token_statistics.safetensors"
 # Tokens' worth of the average over all ids that every id starts with: what rare and unseen ids fall back to.

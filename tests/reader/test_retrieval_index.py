@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btr_reader.digests import file_digest
+from btr_reader.files import locked
 from btr_reader.jsonl import write_jsonl
 from btr_reader.passages import read_passages
 from btr_reader.retrieval import Bm25Retriever, DenseRetriever, TextEncoder, build_index, open_index
@@ -157,7 +158,7 @@ def test_a_stemmed_index(corpus, tmp_path):
 
 
 def test_two_processes_do_not_write_one_index(build, tmp_path):
-    with index_module._locked(tmp_path / "i"), pytest.raises(ValueError, match="another process is writing"):
+    with locked(tmp_path / "i", "index"), pytest.raises(ValueError, match="another process is writing"):
         build(tmp_path / "i", "bm25")
 
 

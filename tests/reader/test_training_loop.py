@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from btr_reader.cli import main
+from btr_reader.files import locked
 from btr_reader.jsonl import write_jsonl
 from btr_reader.reader import load_reader, random_reader
 from btr_reader.settings import ReaderSettings, Shape, t5_config
@@ -148,9 +149,28 @@ def test_a_damaged_checkpoint_is_named(tiny_reader, examples, tmp_path, name, ke
 
 
 def test_two_runs_do_not_share_a_directory(tiny_reader, examples, tmp_path):
-    first, second = (Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False) for _ in range(2))
-    with first.checkpoints.locked(first.accelerator), pytest.raises(ValueError, match="another process is training"):
-        second.train(examples, examples)
+    trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    with locked(tmp_path, "run"), pytest.raises(ValueError, match="another process is writing this run"):
+        trainer.train(examples, examples)
+
+
+def test_a_kill_while_the_best_is_saved_leaves_the_one_before(tiny_reader, examples, tmp_path, monkeypatch):
+    trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    trainer.train(examples, examples[:2])
+    before = weights(tmp_path / BEST)
+
+    def killed(self, directory):
+        save(self, directory)
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    save = type(trainer.reader).save
+    monkeypatch.setattr(type(trainer.reader), "save", killed)
+    again = Trainer(tiny_reader(seed=1), "atlas", PLAIN, tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        again._evaluate(examples[:2], {"step": 1, "best": None, "without_better": 0})
+    for name, tensor in weights(tmp_path / BEST).items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_training_stops_when_the_dev_set_says_so(tiny_reader, examples, tmp_path):

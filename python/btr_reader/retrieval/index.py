@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import os
 import shutil
@@ -18,8 +16,8 @@ from tqdm import tqdm
 import btr_kernels
 
 from ..digests import file_digest
+from ..files import LOCK_FILE, StoredFile, locked
 from ..passages import Passage, read_passages
-from ..store.files import StoredFile
 from .bm25 import FILES as BM25_FILES
 from .bm25 import Bm25Retriever, StemmerName
 from .manifest import KINDS, MANIFEST_FILE, IndexSettings, Kind, Manifest, Similarity, load_manifest
@@ -30,7 +28,6 @@ from .vectors import RERANKED, BinaryRetriever, DenseRetriever, normalized, read
 
 # Passages in a shard: what an interruption loses at most, half a minute to minutes of an encoder's work on a CPU.
 SHARD_PASSAGES = 4096
-_LOCK_FILE = ".lock"
 _BM25 = "bm25"
 
 
@@ -109,7 +106,7 @@ def build_index(
             vectors="" if vectors is None else file_digest(vectors),
         )
     directory = Path(out)
-    with _locked(directory):
+    with locked(directory, "index"):
         manifest = _begin(directory, settings)
         manifest = _add_shards(directory, manifest, corpus, source, total, progress)
         if kind == "bm25" and not manifest.complete:
@@ -120,24 +117,10 @@ def build_index(
     return total
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Makes the directory and keeps other processes from writing it."""
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory}: is a file; an index is a directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{directory}: another process is writing this index") from None
-        yield
-
-
 def _begin(directory: Path, settings: IndexSettings) -> Manifest:
     """The manifest of the index that is there, if it is of these settings and whole, or of a new one."""
     if not (directory / MANIFEST_FILE).exists():
-        if any(path.name != _LOCK_FILE and path.suffix != ".tmp" for path in directory.iterdir()):
+        if any(path.name != LOCK_FILE and path.suffix != ".tmp" for path in directory.iterdir()):
             raise ValueError(f"{directory}: not empty and not an index (no {MANIFEST_FILE})")
         manifest = Manifest(settings)
         manifest.save(directory)

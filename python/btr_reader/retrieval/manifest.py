@@ -8,12 +8,13 @@ bm25/                    for BM25: the files of bm25s
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
+from ..files import StoredFile, write_durably
 from ..jsonl import read_json_object
-from ..store.files import StoredFile, write_durably
+from ..records import from_record, typed
 from .bm25 import STEMMERS, StemmerName
 
 FORMAT = "btr-index"
@@ -98,46 +99,22 @@ def load_manifest(directory: Path) -> Manifest:
             f"{path}: index format version {record.get('version')!r}, this program reads {VERSION}: build it again"
         )
     try:
-        settings = _parsed(record.get("settings"), IndexSettings)
+        settings = from_record(record.get("settings"), IndexSettings)
         if settings.kind not in KINDS or settings.similarity not in get_args(Similarity):
             raise TypeError(f"kind {settings.kind!r}, similarity {settings.similarity!r}")
         if settings.stemmer not in STEMMERS:
             raise TypeError(f"stemmer {settings.stemmer!r}")
         if (settings.kind == "bm25") != (settings.channels == 0):
             raise TypeError(f"kind {settings.kind!r} with {settings.channels} channels")
-        shards = tuple(_parsed(entry, Shard) for entry in _listed(record, "shards"))
-        bm25 = tuple(_parsed(entry, StoredFile) for entry in _listed(record, "bm25"))
+        shards = tuple(from_record(entry, Shard) for entry in typed(record, "shards", list))
+        bm25 = tuple(from_record(entry, StoredFile) for entry in typed(record, "bm25", list))
         for number, entry in enumerate(shards):
             if entry.file != shard_name(number):
                 raise TypeError(f"file {entry.file!r}, expected {shard_name(number)!r}")
-        complete = record.get("complete")
-        if not isinstance(complete, bool):
-            raise TypeError(f"complete must be true or false, got {complete!r}")
-        return Manifest(settings, shards, bm25, complete)
+        return Manifest(settings, shards, bm25, typed(record, "complete", bool))
     except TypeError as error:
         raise ValueError(f"{path}: damaged manifest: {error}") from None
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def _listed(record: dict[str, Any], name: str) -> list[Any]:
-    if not isinstance(record.get(name), list):
-        raise TypeError(f"{name} must be a list, got {record.get(name)!r}")
-    return record[name]
-
-
-_T = TypeVar("_T")
-
-
-def _parsed(record: Any, cls: type[_T]) -> _T:
-    """A dataclass of strings and counts from a JSON object with exactly its fields."""
-    names = {entry.name: int if entry.type == "int" else str for entry in fields(cls)}
-    if not isinstance(record, dict) or record.keys() != names.keys():
-        raise TypeError(f"a {cls.__name__} must have {', '.join(names)}, got {record!r}")
-    for name, kind in names.items():
-        value = record[name]
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not 0 <= value < 2**63):
-            raise TypeError(f"{name} of a {cls.__name__} is {value!r}")
-    return cls(**record)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from ..files import check_tensor, map_tensors, write_file
 from ..passages import Passage
-from ..store.files import check_tensor, map_tensors, write_file
 from .manifest import IndexSettings, Manifest, Shard, shard_name
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import btr_kernels
 
+from ..files import map_tensors
 from ..passages import Passage
-from ..store.files import map_tensors
 from .retriever import Ranking, Retriever, best, ranking
 from .text_encoder import TextEncoder
 

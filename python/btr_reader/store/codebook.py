@@ -18,7 +18,7 @@ import torch
 
 import btr_kernels
 
-from .files import StoredFile, check_tensor, map_tensors
+from ..files import StoredFile, check_tensor, map_tensors
 
 
 def read_part(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:

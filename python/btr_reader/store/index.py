@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as serialise
 
-from .files import StoredFile, check_tensor, map_tensors, write_file
+from ..files import StoredFile, check_tensor, map_tensors, write_file
 
 
 def id_hashes(ids: Iterable[str]) -> np.ndarray:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ..files import StoredFile, write_durably
 from ..jsonl import read_json_object
+from ..records import from_record, typed
 from ..settings import ReaderSettings
-from .files import StoredFile, write_durably
 
 FORMAT = "btr-store"
 VERSION = 2
@@ -173,18 +174,18 @@ def load_manifest(store: Path) -> Manifest:
     if version < VERSION:
         raise ValueError(f"{path}: store format version {version} is no longer read: encode the corpus again")
     try:
-        settings = dict(_typed(record, "settings", dict))
+        settings = dict(typed(record, "settings", dict))
         settings["cut"] = ReaderSettings.from_dict(settings.get("cut"), "cut")
-        shards = tuple(_file(entry, Shard) for entry in _typed(record, "shards", list))
-        appended = tuple(_from_record(entry, Corpus) for entry in _typed(record, "appended", list))
+        shards = tuple(_file(entry, Shard) for entry in typed(record, "shards", list))
+        appended = tuple(from_record(entry, Corpus) for entry in typed(record, "appended", list))
         if any(corpus.first_shard > len(shards) for corpus in appended):
             raise TypeError(f"appended names shards that are not there: {appended!r}")
         index, tables, codebook = record.get("index"), record.get("tables"), record.get("codebook")
         manifest = Manifest(
-            _from_record(settings, StoreSettings),
+            from_record(settings, StoreSettings, {"ReaderSettings": ReaderSettings}),
             shards,
             appended,
-            _typed(record, "complete", bool),
+            typed(record, "complete", bool),
             None if index is None else _file(index, StoredFile),
             None if tables is None else _file(tables, StoredFile),
             None if codebook is None else _codebook(codebook),
@@ -200,34 +201,11 @@ def load_manifest(store: Path) -> Manifest:
         raise ValueError(f"{path}: damaged manifest: {error}") from None
 
 
-def _typed(record: dict[str, Any], name: str, kind: type) -> Any:
-    value = record.get(name)
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
-    return value
-
-
-_TYPES = {"int": int, "str": str, "bool": bool, "float": (int, float), "Kind": str, "ReaderSettings": ReaderSettings}
-_T = TypeVar("_T")
-
-
-def _from_record(record: Any, cls: type[_T]) -> _T:
-    """A dataclass from a JSON object with exactly its fields, of their types; numbers are not negative."""
-    if not isinstance(record, dict) or set(record) != {f.name for f in fields(cls)}:
-        raise TypeError(f"a {cls.__name__} must have {', '.join(f.name for f in fields(cls))}, got {record!r}")
-    for entry in fields(cls):
-        value, kind = record[entry.name], _TYPES[entry.type]
-        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        if wrong or (isinstance(value, (int, float)) and not 0 <= value < 2**63):
-            raise TypeError(f"{entry.name} of a {cls.__name__} is {value!r}")
-    return cls(**record)
-
-
 _F = TypeVar("_F", bound=StoredFile)
 
 
 def _file(record: Any, cls: type[_F]) -> _F:
-    entry = _from_record(record, cls)
+    entry = from_record(record, cls)
     if Path(entry.file).name != entry.file or not entry.file.endswith(".safetensors"):
         raise TypeError(f"a store's file must be a plain safetensors name, got {entry.file!r}")
     return entry
@@ -236,7 +214,7 @@ def _file(record: Any, cls: type[_F]) -> _F:
 def _codebook(record: Any) -> CodebookFiles:
     if not isinstance(record, dict) or set(record) != {"index_bytes", "files"} or record["index_bytes"] not in (1, 2):
         raise TypeError(f"codebook must have index_bytes (1 or 2) and files, got {record!r}")
-    files = tuple(_file(entry, StoredFile) for entry in _typed(record, "files", list))
+    files = tuple(_file(entry, StoredFile) for entry in typed(record, "files", list))
     if not files:
         raise TypeError("codebook must have at least one file")
     return CodebookFiles(record["index_bytes"], files)

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save as serialise
 from torch import Tensor
 
+from ..files import check_tensor, map_tensors
 from .code import BitCode
-from .files import check_tensor, map_tensors
 from .layout import rows_tensor, shard_layout
 from .manifest import MAX_ID_BYTES, Manifest, Shard, StoreSettings
 from .slots import first_tokens

@@ -11,7 +11,7 @@ from safetensors.numpy import save as serialise
 
 import btr_kernels
 
-from .files import check_tensor, map_tensors
+from ..files import check_tensor, map_tensors
 
 TABLES_FILE = "tables.safetensors"
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..files import LOCK_FILE, locked, write_file
 from .code import BitCode, load_code
-from .files import write_file
 from .index import id_hashes, write_index
 from .manifest import MANIFEST_FILE, CodebookFiles, Corpus, Manifest, StoreSettings, load_manifest
 from .shard import EncodedPassage, ShardFile, pack_shard
 from .tables import TABLES_FILE, TokenTables
-
-_LOCK_FILE = ".lock"
 
 
 class StoreWriter:
@@ -48,39 +46,27 @@ class StoreWriter:
         self._settings = settings
         self._append = append
         self._tables = tables
-        self._lock = None
+        self._lock = ExitStack()
         self._manifest = Manifest(settings)
         self._code: BitCode | None = None
 
     def __enter__(self) -> StoreWriter:
-        if self.directory.exists() and not self.directory.is_dir():
-            raise ValueError(f"{self.directory}: is a file; a store is a directory")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.directory / _LOCK_FILE).open("w")
-        try:
-            self._acquire()
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.directory, "store"))
             if (self.directory / MANIFEST_FILE).exists():
                 self._continue()
             else:
                 self._begin()
             self._code = load_code(self.directory, self._manifest)
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._lock.close()
 
-    def _acquire(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.directory}: another process is writing this store") from None
-
     def _begin(self) -> None:
         # Tables are written before the manifest: a kill may have left them, and they are written again.
-        own = {_LOCK_FILE, TABLES_FILE} if self._settings.masked_bits else {_LOCK_FILE}
+        own = {LOCK_FILE, TABLES_FILE} if self._settings.masked_bits else {LOCK_FILE}
         if any(path.name not in own and path.suffix != ".tmp" for path in self.directory.iterdir()):
             raise ValueError(f"{self.directory}: not empty and not a store (no {MANIFEST_FILE})")
         if self._append:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from ..files import publish_directory, write_durably
 from ..jsonl import read_json_object
-from ..store.files import write_durably
 
-_STATE, _FINISHED, _LOCK = "progress.json", "finished.json", ".lock"
+_STATE, _FINISHED = "progress.json", "finished.json"
 # It warns that the embedding, which encoder and decoder share, is saved once.
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
@@ -34,20 +30,6 @@ class Checkpoints:
         self.directory = out / "checkpoints"
         # As JSON reads it back: tuples are lists there.
         self._run = json.loads(json.dumps(run))
-
-    @contextmanager
-    def locked(self, accelerator: Accelerator) -> Iterator[None]:
-        """Keeps other runs out of the directory. `ValueError` where there is one already."""
-        if not accelerator.is_main_process:
-            yield
-            return
-        self._out.mkdir(parents=True, exist_ok=True)
-        with (self._out / _LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self._out}: another process is training into this directory") from None
-            yield
 
     def finished(self) -> dict[str, Any] | None:
         """The outcome of this run where it came to its end before. `ValueError` where another one did."""
@@ -96,11 +78,7 @@ class Checkpoints:
         accelerator.save_state(str(temporary))
         if accelerator.is_main_process:
             (temporary / _STATE).write_text(json.dumps({"run": self._run, "progress": progress}, indent=2) + "\n")
-            for path in temporary.rglob("*"):
-                _flush(path)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-            _flush(self.directory)
+            publish_directory(temporary, target)
             for old in self._all():
                 if old != target:
                     shutil.rmtree(old)
@@ -128,11 +106,3 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
         elif old != new:
             names.add(f"{prefix}{name}")
     return names
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

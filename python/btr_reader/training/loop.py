@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from ..engine import Form
+from ..files import locked, publish_directory
 from ..metrics import best_f1, exact_match
 from ..reader import Reader
 from ..states import after_the_cut
@@ -109,7 +112,8 @@ class Trainer:
 
     def train(self, examples: Sequence[Example], dev: Sequence[Example]) -> dict[str, Any]:
         """Trains to the end and returns the best step and its scores on the dev set; of a run that is done, its own."""
-        with self.checkpoints.locked(self.accelerator):
+        main = self.accelerator.is_main_process
+        with locked(self.out, "run") if main else nullcontext():
             done = self.checkpoints.finished()
             return self._train(examples, dev) if done is None else done
 
@@ -188,7 +192,11 @@ class Trainer:
         if better:
             state["best"] = {"step": state["step"], **scores}
             if self.accelerator.is_main_process:
-                self.trained().save(self.out / BEST)
+                # A kill must not leave half of it in place of the one before.
+                temporary = self.out / f".{BEST}.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)
+                self.trained().save(temporary)
+                publish_directory(temporary, self.out / BEST)
         self._write({"step": state["step"], **{f"dev_{name}": score for name, score in scores.items()}})
         if self._progress_shown:
             tqdm.write(f"step {state['step']}: dev exact match {scores['exact_match']:.1f}, F1 {scores['f1']:.1f}")

@@ -1,16 +1,39 @@
-"""Files of a store: written so that nothing reported written is lost, and checked before they are believed."""
+"""Files of stores, indexes and runs: nothing reported written is lost, nothing is believed unchecked."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..digests import file_digest
+from .digests import file_digest
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Makes a directory and keeps other processes from writing it. what: what it holds, for errors.
+
+    Raises `ValueError` where there is a file in its place, or another process that writes it.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: is a file; the {what} must be a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{directory}: another process is writing this {what}") from None
+        yield
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,27 @@ def check_tensor(
         raise ValueError(f"{path}: damaged file: tensor {name} must be {np.dtype(dtype)} {shape}, got {got}")
 
 
+def publish_directory(temporary: Path, target: Path) -> None:
+    """Gives a directory that is completely written its name, in place of the one that has it."""
+    for path in (*temporary.rglob("*"), temporary):
+        _flush(path)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Writes a file so that a kill or a full disk leaves either nothing or all of it under its name.
 
@@ -76,11 +120,7 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _flush(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}; what was complete is still there") from None
