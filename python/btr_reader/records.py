@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 _TYPES = {"int": int, "str": str, "bool": bool, "float": (int, float)}
-_NAMES = {bool: "true or false", list: "a list", dict: "an object"}
 _T = TypeVar("_T")
 
 
@@ -30,8 +29,8 @@ def from_record(record: Any, cls: type[_T], others: Mapping[str, type] | None = 
 
 
 def typed(record: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
-    """The field of that name; `TypeError` unless it is there and of that type: bool, list or dict."""
+    """The field of that name; `TypeError` unless it is there and of that type."""
     value = record.get(name)
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {_NAMES[kind]}, got {value!r}")
+        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
     return value

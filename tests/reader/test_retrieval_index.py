@@ -203,7 +203,7 @@ def republish(directory):
     [
         (lambda m: m.update(format="btr-store"), "not the manifest of a btr-index"),
         (lambda m: m.update(version=2), "index format version 2, this program reads 1"),
-        (lambda m: m.update(complete=1), "complete must be true or false"),
+        (lambda m: m.update(complete=1), "complete must be a bool"),
         (lambda m: m.update(shards={}), "shards must be a list"),
         (lambda m: m["shards"][0].update(file="../secret.safetensors"), "expected 'shard-00000.safetensors'"),
         (lambda m: m["shards"][0].update(passages=-1), "passages of a Shard is -1"),
