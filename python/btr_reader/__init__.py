@@ -62,7 +62,7 @@ _MODULE_OF = {
     "read_examples": "training.examples",
     "read_passages": "passages",
     "read_questions": "tasks",
-    "run_benchmark": "benchmark",
+    "run_benchmark": "benchmark.run",
     "t5_config": "settings",
     "with_passages": "retrieval",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,11 +218,16 @@ def fill_store(
 
 
 @torch.no_grad()
-def calibrate_residual_scale(reader: Reader, passages: Iterable[Passage], passage_length: int = 200) -> Tensor:
+def calibrate_residual_scale(
+    reader: Reader,
+    passages: Iterable[Passage],
+    passage_length: int = 200,
+    observe: Callable[[list[list[int]], Tensor], object] | None = None,
+) -> Tensor:
     """rho, float32 `(d,)`: the mean magnitude of every channel of the states at the reader's cut.
 
-    Of all single scales it is the one that restores the states with the least squared error. Raises `ValueError` where
-    there are no passages.
+    Of all single scales it is the one that restores the states with the least squared error. observe: is given the
+    token ids of every batch of passages and their states `(tokens, d)`. Raises `ValueError` where there are none.
     """
     encoder = PassageEncoder(reader, passage_length=passage_length)
     remaining = iter(passages)
@@ -233,7 +238,10 @@ def calibrate_residual_scale(reader: Reader, passages: Iterable[Passage], passag
 
     def tokens() -> Iterator[Tensor]:
         for batch in itertools.chain([first], batches):
-            _, states, sizes = encoder.states(batch)
-            yield states[sizes > 0]
+            ids, states, sizes = encoder.states(batch)
+            states = states[sizes > 0]
+            if observe is not None:
+                observe(ids, states)
+            yield states
 
     return btr_kernels.calibrate_scale(tokens())

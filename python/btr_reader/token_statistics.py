@@ -7,7 +7,7 @@ the reader directory; a store made with masked bits has a copy of the tables tha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import btr_kernels
 
-from .encoding import PassageEncoder
+from .encoding import calibrate_residual_scale
 from .files import write_durably
 from .model import load_tensors
 from .passages import Passage
@@ -30,7 +30,6 @@ from .store import TokenTables
 STATISTICS_FILE = "token_statistics.safetensors"
 # Tokens' worth of the average over all ids that every id starts with: what rare and unseen ids fall back to.
 PRIOR_TOKENS = 2.0
-_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +116,9 @@ def calibrate(reader: Reader, passages: Iterable[Passage], passage_length: int =
 
     Raises `ValueError` where there are no passages.
     """
-    encoder = PassageEncoder(reader, passage_length=passage_length)
     statistics = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.config.d_model)
-    remaining = iter(passages)
-    batches = iter(lambda: list(itertools.islice(remaining, _BATCH)), [])
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("passages: calibration needs at least one passage")
 
-    def tokens() -> Iterator[Tensor]:
-        for batch in itertools.chain([first], batches):
-            ids, states, sizes = encoder.states(batch)
-            states = states[sizes > 0]
-            statistics.add(btr_kernels.pack_bits(states).cpu(), torch.tensor(list(itertools.chain.from_iterable(ids))))
-            yield states
+    def observe(ids: list[list[int]], states: Tensor) -> None:
+        statistics.add(btr_kernels.pack_bits(states).cpu(), torch.tensor(list(itertools.chain.from_iterable(ids))))
 
-    return btr_kernels.calibrate_scale(tokens()).cpu(), statistics
+    return calibrate_residual_scale(reader, passages, passage_length, observe).cpu(), statistics

@@ -8,11 +8,23 @@ from typing import Any
 
 import torch
 
+from btr_reader.cli import main
+from btr_reader.jsonl import read_jsonl
 from btr_reader.reader import Reader
 from btr_reader.settings import Shape
 
 # Neither the channels nor the heads' total width is a multiple of 8: pad bits take part.
 SMALL = Shape(d_model=44, d_ff=72, heads=3, head_size=12, layers=4, cut_layer=2, vocabulary=1100)
+
+
+def run(*arguments: object) -> int:
+    """The exit status of the command `btr` with these arguments."""
+    return main([str(argument) for argument in arguments])
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    return [row for _, row in read_jsonl(path)]
 
 
 def atlas_checkpoint(

@@ -11,21 +11,12 @@ import pytest
 import torch
 
 import btr_reader
-from btr_reader.cli import main
-from btr_reader.jsonl import read_jsonl, write_jsonl
+from btr_reader.jsonl import write_jsonl
 from btr_reader.store import Store
 
-from .helpers import atlas_checkpoint
+from .helpers import atlas_checkpoint, rows, run
 
 NQ = Path(__file__).parents[2].parent / "shared" / "data" / "nq_qed"
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def rows(path):
-    return [row for _, row in read_jsonl(path)]
 
 
 @pytest.fixture

@@ -8,17 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from btr_reader.cli import main
-from btr_reader.jsonl import read_jsonl, write_jsonl
+from btr_reader.jsonl import write_jsonl
 from btr_reader.retrieval import build_index
 
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def rows(path):
-    return [row for _, row in read_jsonl(path)]
+from .helpers import rows, run
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import btr_kernels
-from btr_reader.cli import main
 from btr_reader.encoding import PassageEncoder, calibrate_residual_scale, encode_corpus
 from btr_reader.reader import load_reader
 from btr_reader.store import Store
@@ -21,6 +20,8 @@ from btr_reader.token_statistics import (
     calibrate,
     load_token_statistics,
 )
+
+from .helpers import run
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +124,6 @@ def test_damaged_statistics_are_named(reader, measured, tmp_path, change, match)
 
 
 def test_the_store_keeps_the_tables_it_was_begun_with(reader_directory, corpus, tmp_path, capsys):
-    def run(*arguments):
-        return main([str(argument) for argument in arguments])
-
     reader = load_reader(reader_directory)
     replace(reader, residual_scale=None).save(tmp_path / "r")
     encode = ("encode", corpus, "--reader", tmp_path / "r", "--out", tmp_path / "s", "--passage-length", 32)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from btr_reader.cli import main
 from btr_reader.files import locked
 from btr_reader.jsonl import write_jsonl
 from btr_reader.reader import load_reader, random_reader
@@ -20,6 +19,8 @@ from btr_reader.training.facts import fact_questions, fact_texts
 from btr_reader.training.forward import TrainableReader
 from btr_reader.training.loop import BEST, METRICS, Trainer
 from btr_reader.training.settings import Objectives, TrainingSettings
+
+from .helpers import run
 
 TINY = Shape(d_model=24, d_ff=48, heads=2, head_size=12, layers=3, cut_layer=2, vocabulary=400)
 SETTINGS = TrainingSettings(
@@ -267,9 +268,6 @@ def test_facts_can_be_read_off(task, tmp_path, facts_tokenizer):
 
 
 def test_train_from_the_command_line(tmp_path, capsys):
-    def run(*arguments):
-        return main([str(argument) for argument in arguments])
-
     facts, out = tmp_path / "facts", tmp_path / "out"
     assert run("make-facts", "--out", facts, "--train", 8, "--dev", 4, "--passages", 2) == 0
     assert run("init-reader", "--shape", "tiny", "--tokenizer", facts / "tokenizer", "--out", tmp_path / "r") == 0

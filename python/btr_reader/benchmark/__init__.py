@@ -3,8 +3,3 @@
 settings: what is measured; contenders: readers, stores and questions for it; memory: the memory that a reader takes;
 run: the rounds and the report of them; report: the report as a table and as plots.
 """
-
-from .run import run_benchmark
-from .settings import BenchmarkSettings
-
-__all__ = ["BenchmarkSettings", "run_benchmark"]

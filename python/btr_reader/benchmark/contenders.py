@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+import torch
 from tqdm import tqdm
 
 from ..batches import QueryBatch, pad_queries
@@ -23,7 +24,7 @@ from ..stages import StageClock
 from ..store import Store, StoreWriter
 from ..tasks import SENTINEL
 from ..tokenizer import ReaderTokenizer
-from .settings import DTYPES, READERS, BenchmarkSettings
+from .settings import READERS, BenchmarkSettings
 
 #: Questions take turns, so that no round reads the passages of the one before.
 QUERIES = 4
@@ -75,7 +76,7 @@ class Field:
             reader, self._pool = self._reader_and_pool(passages_file)
             scale = calibrate_residual_scale(reader, self._pool[:8], settings.passage_length)
             reader = replace(reader, residual_scale=scale)
-            self.reader = reader.to(settings.device, DTYPES[settings.dtype])
+            self.reader = reader.to(settings.device, getattr(torch, settings.dtype))
             bar.update()
         self.questions = [self._question(number) for number in range(QUERIES)]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from ..devices import parse_device
-from ..engine import Form
-from ..linears import LinearPrecision
 from ..settings import SHAPES, CutPoint, ShapeName
 from ..shares import PRESETS, Compression, Preset, Similarity, preset_with
 
+if TYPE_CHECKING:
+    from ..engine import Form
+    from ..linears import LinearPrecision
+
+ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 #: Form of each reader, and the precision of its projections of floats.
-READERS: dict[str, tuple[Form, LinearPrecision]] = {
+READERS: dict[ReaderName, tuple[Form, LinearPrecision]] = {
     "atlas": ("atlas", "float"),
     "deformer": ("deformer", "float"),
     "atlas-int8": ("atlas", "int8"),
@@ -29,7 +31,6 @@ SWEEP = (
     PRESETS["aggressive"],
     Compression(offline=0.35, joint=0.7, decoder=0.4),
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class BenchmarkSettings:
     keep_joint: float | None = None
     keep_decoder: float | None = None
     similarity: Similarity = "hamming"
-    readers: tuple[str, ...] = tuple(READERS)
+    readers: tuple[ReaderName, ...] = tuple(READERS)
     cut_point: CutPoint = "attention_output"
     precision: str = "exact"
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     sweep: bool = False
     repeats: int = 5
     threads: int | None = None
@@ -73,12 +74,14 @@ class BenchmarkSettings:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
-        for name, known in (("shape", SHAPES), ("preset", PRESETS), ("dtype", DTYPES)):
+        for name, known in (("shape", SHAPES), ("preset", PRESETS), ("dtype", get_args(Dtype))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         unknown = [name for name in self.readers if name not in READERS]
         if unknown or "atlas" not in self.readers:
             raise ValueError(f"readers must be atlas and any of {', '.join(READERS)}, got {', '.join(self.readers)}")
+        from ..devices import parse_device
+
         device = parse_device(self.device)
         if device.type == "cpu" and self.dtype != "float32":
             raise ValueError(f"dtype must be float32 on a CPU, got {self.dtype}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8"]
+from ..benchmark.settings import READERS, BenchmarkSettings, Dtype, ReaderName
 
 
 def bench(
@@ -21,14 +21,14 @@ def bench(
     keep_joint: float | None = None,
     keep_decoder: float | None = None,
     similarity: Literal["hamming", "keys"] = "hamming",
-    readers: tuple[ReaderName, ...] = ("atlas", "deformer", "atlas-int8", "btr", "btr-int8"),
+    readers: tuple[ReaderName, ...] = tuple(READERS),
     sweep: bool = False,
     sweep_plot: Path | None = None,
     passages_file: Path | None = None,
     cut_point: Literal["attention_output", "layer_output"] = "attention_output",
     precision: Literal["exact", "fast", "int8", "fp8"] = "exact",
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     repeats: int = 5,
     threads: int | None = None,
     seed: int = 0,
@@ -63,8 +63,8 @@ def bench(
         threads: Threads of torch; its own setting unless told.
         seed: Seed of the weights.
     """
-    from ..benchmark import BenchmarkSettings, run_benchmark
     from ..benchmark.report import format_table, save_plot, save_sweep_plot
+    from ..benchmark.run import run_benchmark
 
     for name, file in (("plot", plot), ("sweep_plot", sweep_plot)):
         if file is not None and file.suffix not in (".png", ".svg", ".pdf"):
