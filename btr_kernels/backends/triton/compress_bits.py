@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import on_device
-from .masked import places, row_of_id, tiling
+from .masked import stored_channels, tiling, tokens_of_program
 
 
 @triton.jit(do_not_specialize=["tokens", "table_rows", "k"])
@@ -19,16 +19,10 @@ def _compress_bits(
 ):  # fmt: skip
     """bits (tokens, w) -> words (tokens, words_each) int32, which are 0 before; a program does ROWS tokens, BYTES of
     each at a time."""
-    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = row_of_id(ids, token, tokens, table_rows)
-    used = tl.zeros((ROWS,), dtype=tl.int32)
+    token, row, used = tokens_of_program(ids, tokens, table_rows, ROWS)
     for step in range(STEPS):
-        byte = step * BYTES + tl.arange(0, BYTES)[None, :]
-        inside = (token < tokens)[:, None] & (byte < w)
-        stored = tl.load(mask + row[:, None] * w + byte, mask=inside, other=0).to(tl.int32)
+        byte, inside, stored, place, used = stored_channels(mask, token, row, used, tokens, step, w, BYTES)
         value = tl.load(bits + token[:, None] * w + byte, mask=inside, other=0).to(tl.int32)
-        place, used = places(stored, used)
-
         taken = value * 0
         count = value * 0
         for channel in tl.static_range(8):

@@ -13,20 +13,26 @@ _NARROWEST, _WIDEST = 16, 512
 
 
 @triton.jit
-def row_of_id(ids, token, tokens, table_rows):
-    """The row of each token's id, int64; the nearest for an id that has none."""
+def tokens_of_program(ids, tokens, table_rows, ROWS: tl.constexpr):
+    """The tokens of this program (ROWS,), the row of each one's id in the tables (the nearest for an id that has none),
+    both int64, and the bits of its code that are used so far: none."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = tl.load(ids + token, mask=token < tokens, other=0).to(tl.int64)
-    return tl.minimum(tl.maximum(row, 0), table_rows - 1)
+    return token, tl.minimum(tl.maximum(row, 0), table_rows - 1), tl.zeros((ROWS,), dtype=tl.int32)
 
 
 @triton.jit
-def places(mask, used):
-    """For a tile of mask bytes (rows, bytes), of whose rows `used` (rows,) bits of the code are used before it: the
-    place of the first bit of each byte in the code, and what is used after the tile; int32."""
-    count = mask - ((mask >> 1) & 0x55)
+def stored_channels(mask, token, row, used, tokens, step, w, BYTES: tl.constexpr):
+    """A step over the rows, BYTES of each: which bytes, which of them exist, their masks, the place of the first bit of
+    each in the code, (ROWS, BYTES) int32, and what is used of the codes after them."""
+    byte = step * BYTES + tl.arange(0, BYTES)[None, :]
+    inside = (token < tokens)[:, None] & (byte < w)
+    stored = tl.load(mask + row[:, None] * w + byte, mask=inside, other=0).to(tl.int32)
+    count = stored - ((stored >> 1) & 0x55)
     count = (count & 0x33) + ((count >> 2) & 0x33)
     count = (count + (count >> 4)) & 15
-    return used[:, None] + tl.cumsum(count, axis=1) - count, used + tl.sum(count, axis=1)
+    place = used[:, None] + tl.cumsum(count, axis=1) - count
+    return byte, inside, stored, place, used + tl.sum(count, axis=1)
 
 
 def tiling(tokens: int, w: int) -> dict[str, int]:
