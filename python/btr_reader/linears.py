@@ -22,14 +22,20 @@ class Linears(Protocol):
 
 
 def float_linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear(x)`, at the weight's precision.
+    """`linear(x)`, at the weight's precision."""
+    return float_product(x, linear.weight)
+
+
+def float_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x `(..., d)` times the transpose of weight `(N, d)`.
 
     For float32 on a CPU, PyTorch calls MKL, which on processors that are not Intel's does not use what they have, and
-    reads the weight with one thread where x is a single token: half the speed of oneDNN or less (`notes/reader.md`).
+    reads the weight with one thread where x is a single row: half the speed of oneDNN or less
+    (`benchmarks/notes/reader.md`).
     """
     if _onednn_takes(x) and not torch.is_grad_enabled():
-        return torch.ops.mkldnn._linear_pointwise(x, linear.weight, None, "none", [], "")
-    return F.linear(x, linear.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
 
 
 def _onednn_takes(x: Tensor) -> bool:

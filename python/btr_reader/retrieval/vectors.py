@@ -13,6 +13,7 @@ from torch import Tensor
 import btr_kernels
 
 from ..files import map_tensors
+from ..linears import float_product
 from ..passages import Passage
 from .retriever import Ranking, Retriever, best, ranking
 from .text_encoder import TextEncoder
@@ -74,6 +75,7 @@ class DenseRetriever(VectorRetriever):
         self._parts = [torch.from_numpy(part) for part in vectors]
         self._faiss = None if faiss is None else _faiss_index(faiss, vectors, self._channels, binary=False)
 
+    @torch.inference_mode()
     def rank(self, questions: Sequence[str] | np.ndarray, k: int) -> list[Ranking]:
         vectors = self._vectors(questions)
         if self._faiss is not None:
@@ -81,7 +83,7 @@ class DenseRetriever(VectorRetriever):
         found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in vectors]
         start = 0
         for part in self._parts:
-            for scores, (positions, values) in zip(vectors @ part.T, found, strict=True):
+            for scores, (positions, values) in zip(float_product(vectors, part), found, strict=True):
                 highest = best(scores, k)
                 positions.append(highest + start)
                 values.append(scores[highest])
