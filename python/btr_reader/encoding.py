@@ -17,7 +17,6 @@ import btr_kernels
 from .batches import pad_passages
 from .codebooks import DEFAULT_MEMORY_BYTES, WORK_DIRECTORY, encode_with_codebook, plain_settings
 from .digests import file_digest
-from .encoder import FusionEncoder
 from .offline_merging import offline_plan
 from .passages import Passage, read_passages
 from .reader import Reader
@@ -66,7 +65,7 @@ class PassageEncoder:
             reader="",
             corpus="",
             vocabulary=reader.tokenizer.vocabulary_size,
-            channels=reader.config.d_model,
+            channels=reader.channels,
             cut=reader.settings,
             kind=kind,
             keep=float(keep),
@@ -82,7 +81,6 @@ class PassageEncoder:
         self.keep = float(keep)
         self.passage_length = passage_length
         self.same_id_first = same_id_first
-        self._encoder = FusionEncoder(reader.model)
 
     def store_settings(self, corpus: str, shard_passages: int) -> StoreSettings:
         """The settings of a store that this encoder fills; corpus: its fingerprint."""
@@ -95,7 +93,7 @@ class PassageEncoder:
         """
         ids = [self.reader.tokenizer.encode_passage(p.reader_text, self.passage_length) for p in passages]
         batch = pad_passages([ids]).to(self.reader.device)
-        states = self._encoder.passage_states(batch.content[0], batch.sizes[0], self.reader.settings)
+        states = self.reader.passage_states(batch.content[0], batch.sizes[0])
         return ids, states, batch.sizes[0]
 
     def batches(self, passages: Sequence[Passage], batch_size: int = 32) -> Iterator[list[tuple[int, EncodedPassage]]]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
+from .encoder import FusionEncoder
 from .model import CONFIG_FILE, WEIGHTS_FILE, load_config, load_tensors, model_from_state, random_model, save_model
 from .settings import ReaderSettings, default_cut_layer
 from .tokenizer import ReaderTokenizer
@@ -51,6 +52,15 @@ class Reader:
         return self.model.config
 
     @property
+    def channels(self) -> int:
+        return self.config.d_model
+
+    @property
+    def layers(self) -> int:
+        """Encoder layers."""
+        return self.config.num_layers
+
+    @property
     def device(self) -> torch.device:
         return self.model.shared.weight.device
 
@@ -67,6 +77,10 @@ class Reader:
         """The same weights cut elsewhere; the scale belongs to the old cut and is dropped where the cut changes."""
         scale = self.residual_scale if settings == self.settings else None
         return replace(self, settings=settings, residual_scale=scale)
+
+    def passage_states(self, ids: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """The states at the cut, `(N, T, d)`, of passages read alone (see `FusionEncoder.passage_states`)."""
+        return FusionEncoder(self.model).passage_states(ids, sizes, self.settings)
 
     def offline_parameters(self) -> list[tuple[str, torch.Tensor]]:
         """The named weights that the stored states depend on: embedding, position bias, encoder layers 1..k."""

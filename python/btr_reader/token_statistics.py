@@ -88,12 +88,12 @@ def load_token_statistics(directory: str | Path, reader: Reader) -> TokenStatist
             f"{path}: measured at {measured_at}, but the reader is cut at {_metadata(reader.settings)}: "
             "run btr calibrate again"
         )
-    statistics = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.config.d_model)
+    statistics = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.channels)
     count = len(tensors["ids"]) if "ids" in tensors else 0
     expected = {
         "ids": (torch.int32, (count,)),
         "tokens": (torch.int64, (count,)),
-        "ones": (torch.int32, (count, reader.config.d_model)),
+        "ones": (torch.int32, (count, reader.channels)),
     }
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if found != expected:
@@ -116,7 +116,7 @@ def calibrate(reader: Reader, passages: Iterable[Passage], passage_length: int =
 
     Raises `ValueError` where there are no passages.
     """
-    statistics = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.config.d_model)
+    statistics = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.channels)
 
     def observe(ids: list[list[int]], states: Tensor) -> None:
         statistics.add(btr_kernels.pack_bits(states).cpu(), torch.tensor(list(itertools.chain.from_iterable(ids))))

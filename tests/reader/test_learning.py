@@ -18,7 +18,8 @@ from btr_reader.tasks import read_questions
 from btr_reader.tokenizer import ReaderTokenizer
 from btr_reader.training.examples import read_examples
 from btr_reader.training.facts import fact_questions, fact_texts
-from btr_reader.training.loop import BEST, Trainer
+from btr_reader.training.loop import Trainer
+from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives, TrainingSettings
 
 SHAPE = Shape(d_model=64, d_ff=128, heads=4, head_size=16, layers=4, cut_layer=1, vocabulary=300)

@@ -17,7 +17,8 @@ from btr_reader.tokenizer import EOS, ReaderTokenizer
 from btr_reader.training.examples import Batches, read_examples
 from btr_reader.training.facts import fact_questions, fact_texts
 from btr_reader.training.forward import TrainableReader
-from btr_reader.training.loop import BEST, METRICS, Trainer
+from btr_reader.training.loop import Trainer
+from btr_reader.training.run import BEST, METRICS
 from btr_reader.training.settings import Objectives, TrainingSettings
 
 from .helpers import run

@@ -76,7 +76,8 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
     from ..reader import load_reader
     from ..training.examples import read_examples
-    from ..training.loop import BEST, Trainer
+    from ..training.loop import Trainer
+    from ..training.run import BEST
 
     reader = load_reader(files.reader)
     examples, dev = (read_examples(path, files.task, reader.tokenizer) for path in (files.train, files.dev))

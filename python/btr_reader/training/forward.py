@@ -32,6 +32,15 @@ class Batch:
     passages: PassageBatch
     targets: Tensor
 
+    @property
+    def questions(self) -> int:
+        return len(self.targets)
+
+    @property
+    def tokens(self) -> int:
+        """Passage tokens, padding not counted."""
+        return int((self.passages.sizes > 0).sum())
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.query.to(device), self.passages.to(device), self.targets.to(device))
 

@@ -68,8 +68,8 @@ class Objectives:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """Everything that determines a run besides reader and data. Lengths are in tokens."""
+class RunSettings:
+    """What determines a run of any reader besides reader and data. Lengths are in tokens."""
 
     steps: int = 1000
     """Optimizer steps, at most."""
@@ -81,8 +81,6 @@ class TrainingSettings:
     """Passages read per question, at most."""
     passage_length: int = 128
     """Tokens a passage is cut to."""
-    target_length: int = 32
-    """Tokens an answer is cut to, sentinel and end token included."""
     learning_rate: float = 1e-4
     """Its highest value."""
     schedule: Schedule = "linear"
@@ -114,9 +112,7 @@ class TrainingSettings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("passage_length", "target_length"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        self._check_lengths("passage_length")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -126,5 +122,22 @@ class TrainingSettings:
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
 
+    def _check_lengths(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(RunSettings):
+    """Everything that determines a run of a T5 reader besides reader and data. Lengths are in tokens."""
+
+    target_length: int = 32
+    """Tokens an answer is cut to, sentinel and end token included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_lengths("target_length")
