@@ -10,11 +10,33 @@
 
 namespace btr::cuda {
 
-// Enqueues `kernel` on `blocks` blocks of kThreads threads; returns the cudaError_t of the launch.
+// Shared memory that a launch gives to each block, beyond which every GPU has to be asked for it.
+constexpr int64_t kSharedUnasked = 48 << 10;
+
+// What a launch gave of shared memory, aligned to 16 bytes.
+__device__ __forceinline__ char* shared_memory() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
+// Enqueues `kernel` on `blocks` blocks of kThreads threads with `shared_bytes` of shared memory each; returns the
+// cudaError_t of the launch.
+template <typename... Parameters, typename... Arguments>
+int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, cudaStream_t stream,
+                  Arguments... arguments) {
+  const int bytes = static_cast<int>(shared_bytes);
+  if (shared_bytes > kSharedUnasked) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return static_cast<int>(error);
+  }
+  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(arguments...);
+  return static_cast<int>(cudaGetLastError());
+}
+
+// The same without shared memory.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream, Arguments... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(arguments...);
-  return static_cast<int>(cudaGetLastError());
+  return launch_shared(kernel, blocks, 0, stream, arguments...);
 }
 
 }  // namespace btr::cuda
