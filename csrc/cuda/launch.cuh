@@ -19,24 +19,33 @@ __device__ __forceinline__ char* shared_memory() {
   return memory;
 }
 
-// Enqueues `kernel` on `blocks` blocks of kThreads threads with `shared_bytes` of shared memory each; returns the
-// cudaError_t of the launch.
+// What a launch takes of the device: blocks, shared memory and threads of each.
+struct Shape {
+  int64_t blocks, shared_bytes = 0;
+  int threads = kThreads;
+};
+
+// Enqueues `kernel`; returns the cudaError_t of the launch.
 template <typename... Parameters, typename... Arguments>
-int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, cudaStream_t stream,
-                  Arguments... arguments) {
-  const int bytes = static_cast<int>(shared_bytes);
-  if (shared_bytes > kSharedUnasked) {
+int launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream, Arguments... arguments) {
+  const int bytes = static_cast<int>(shape.shared_bytes);
+  if (shape.shared_bytes > kSharedUnasked) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return static_cast<int>(error);
   }
-  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(arguments...);
+  kernel<<<static_cast<unsigned>(shape.blocks), shape.threads, bytes, stream>>>(arguments...);
   return static_cast<int>(cudaGetLastError());
 }
 
-// The same without shared memory.
+template <typename... Parameters, typename... Arguments>
+int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, cudaStream_t stream,
+                  Arguments... arguments) {
+  return launch(kernel, Shape{blocks, shared_bytes}, stream, arguments...);
+}
+
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream, Arguments... arguments) {
-  return launch_shared(kernel, blocks, 0, stream, arguments...);
+  return launch(kernel, Shape{blocks}, stream, arguments...);
 }
 
 }  // namespace btr::cuda
