@@ -104,14 +104,14 @@ class FusionEncoder:
         """
         queries, width = query_sizes.shape
         count = batch.sizes.shape[1]
-        sizes = _beside(query_sizes, batch.sizes)
+        sizes = beside(query_sizes, batch.sizes)
         shares = compression.of_layers(len(self.blocks) - cut_layer)
         positions = None
         if batch.positions is not None or min(*shares, compression.decoder) < 1:
             positions = self._joint_positions(width, batch)
         by_distance = self._distances(width + batch.span)
         states = None
-        slots = _columns(batch.sizes.flatten(0, 1)) if trace is not None else None
+        slots = columns(batch.sizes.flatten(0, 1)) if trace is not None else None
         bias = attention_bias(by_distance, sizes, positions)
         for index in range(first_layer, len(self.blocks)):
             with clock("lower_layers" if index < cut_layer else "joint_layers"):
@@ -163,9 +163,9 @@ class FusionEncoder:
         layer = self.blocks[index].layer[0]
         of_query = _heads(layer.SelfAttention, query.normalised(layer.layer_norm))
         of_passages = _heads(layer.SelfAttention, passages.normalised(layer.layer_norm))
-        joined = [_beside(left, right) for left, right in zip(of_query, of_passages, strict=True)]
+        joined = [beside(left, right) for left, right in zip(of_query, of_passages, strict=True)]
         mixed = attend(*joined, bias, self.head_size)
-        states = _beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
+        states = beside(query.residual(), passages.residual()) + self.apply(layer.SelfAttention.o, mixed)
         return states, _Seen(*joined[:2])
 
     def _features(self, compression: Compression, keys: Tensor) -> Tensor | None:
@@ -193,21 +193,21 @@ class FusionEncoder:
             positions = torch.arange(batch.sizes.shape[-1], dtype=torch.int32, device=batch.sizes.device)
             positions = positions.expand(batch.sizes.shape)
         of_query = torch.arange(width, dtype=torch.int32, device=positions.device).expand(positions.shape[0], width)
-        return _beside(of_query, positions + width)
+        return beside(of_query, positions + width)
 
 
 def _heads(attention, projections: Projections) -> tuple[Tensor, Tensor, Tensor]:
     return projections.each(attention.q, attention.k, attention.v)
 
 
-def _beside(query: Tensor, passages: Tensor) -> Tensor:
+def beside(query: Tensor, passages: Tensor) -> Tensor:
     """`(B, Lq, ...)` and `(B, P, T, ...)` -> `(B * P, Lq + T, ...)`: the query in front of each of its passages."""
     queries, count = passages.shape[:2]
     repeated = query[:, None].expand(queries, count, *query.shape[1:])
     return torch.cat([repeated, passages], dim=2).flatten(0, 1)
 
 
-def _columns(sizes: Tensor) -> Tensor:
+def columns(sizes: Tensor) -> Tensor:
     """The column of every token, int64 `(N, T)`, -1 for padding."""
     return torch.where(sizes > 0, torch.arange(sizes.shape[1], device=sizes.device), -1)
 

@@ -1,0 +1,187 @@
+"""An extractive reader and the directory that it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from ..jsonl import read_json_object
+from ..model import load_tensors
+from ..settings import ReaderSettings, default_cut_layer
+from .code import SignCode
+from .encoder import BertFusionEncoder
+from .tokenizer import SpanTokenizer
+
+FORMAT, VERSION = "btr-extractive-reader", 1
+SETTINGS_FILE, HEAD_FILE = "extractive.json", "extractive.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractiveReader:
+    """A BERT that marks the answer in its passages (the paper's BTR-BERT).
+
+    head: `(2, d)`, the logits of a token as the answer's first and as its last. query_length: places for the question
+    in front of a passage. code: how its bits are restored; None until the reader is calibrated.
+    """
+
+    model: BertModel
+    head: nn.Linear
+    tokenizer: SpanTokenizer
+    settings: ReaderSettings
+    query_length: int = 32
+    code: SignCode | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if not 1 <= self.settings.cut_layer < config.num_hidden_layers:
+            raise ValueError(
+                f"cut_layer must be in 1..{config.num_hidden_layers - 1} for {config.num_hidden_layers} layers, "
+                f"got {self.settings.cut_layer}"
+            )
+        if config.hidden_act != "gelu":
+            raise ValueError(f"the model's activation must be gelu, got {config.hidden_act!r}")
+        if self.tokenizer.vocabulary_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens, but the model only {config.vocab_size}"
+            )
+        if not 3 <= self.query_length < config.max_position_embeddings:
+            raise ValueError(
+                f"query_length must be in 3..{config.max_position_embeddings - 1}, got {self.query_length}"
+            )
+
+    @property
+    def config(self) -> BertConfig:
+        return self.model.config
+
+    @property
+    def channels(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def longest_passage(self) -> int:
+        """Tokens that a passage can have."""
+        return self.config.max_position_embeddings - self.query_length
+
+    def passage_states(self, ids: Tensor, sizes: Tensor) -> Tensor:
+        """What a store keeps, `(N, T, d)`, of passages read alone: normalised states (less their centroids).
+
+        ids: int64 `(N, T)`; sizes: int32 `(N, T)`, 0 for padding; every passage needs a token.
+        """
+        states = BertFusionEncoder(self.model, self.query_length).passage_states(ids, sizes, self.settings)
+        return states if self.code is None else self.code.deviation(states, ids)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the states in a store depend on: cut, tokenizer, places, layers 1..k, centroids."""
+        settled = {**self.settings.to_dict(), "query_length": self.query_length}
+        digest = hashlib.sha256(json.dumps(settled, sort_keys=True).encode())
+        digest.update(self.tokenizer.fingerprint().encode())
+        named = list(self.model.embeddings.named_parameters())
+        for number, layer in enumerate(self.model.encoder.layer[: self.settings.cut_layer]):
+            named += [(f"{number}.{name}", tensor) for name, tensor in layer.named_parameters()]
+        if self.code is not None:
+            named += list(self.code.named_buffers())
+        for name, tensor in named:
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a Hugging Face directory of the BERT, and beside it the head, the code and where it is cut."""
+        directory = Path(directory)
+        self.model.save_pretrained(directory)
+        self.tokenizer.save(directory)
+        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.code is not None:
+            tensors |= {f"code.{name}": tensor for name, tensor in self.code.state_dict().items()}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / HEAD_FILE)
+        record = {"format": FORMAT, "version": VERSION, "cut": self.settings.to_dict()}
+        record |= {"query_length": self.query_length, "calibrated": self.code is not None and self.code.calibrated}
+        (directory / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_extractive_reader(
+    directory: str | Path, settings: ReaderSettings | None = None, query_length: int = 32
+) -> ExtractiveReader:
+    """Loads what `ExtractiveReader.save` wrote, or a plain BERT directory, whose head is then new and random.
+
+    settings, query_length: of a plain directory; by default it is cut at three quarters of its layers, after a whole
+    layer. Weights are read from safetensors files only. Raises `FileNotFoundError` or `ValueError` naming what is
+    missing or wrong.
+
+    >>> load_extractive_reader("all-MiniLM-L6-v2/").settings.cut_layer  # doctest: +SKIP
+    4
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory}: not a model's directory (no config.json)")
+    config = read_json_object(directory / "config.json", "not a configuration")
+    if config.get("model_type") != "bert":
+        raise ValueError(f"{directory / 'config.json'}: expected a model of type 'bert', got {config.get('model_type')!r}")
+    try:
+        model = BertModel.from_pretrained(
+            directory, add_pooling_layer=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        ).eval()
+    except Exception as error:  # the library raises of every kind for files that are not what they should be
+        raise ValueError(f"{directory}: no BERT can be loaded: {error}") from None
+    tokenizer = SpanTokenizer.load(directory)
+    path = directory / SETTINGS_FILE
+    if path.is_file():
+        return _load_rest(directory, path, model, tokenizer)
+    head = nn.Linear(model.config.hidden_size, 2)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        head.weight.normal_(std=model.config.initializer_range, generator=generator)
+        head.bias.zero_()
+    settings = settings or ReaderSettings(default_cut_layer(model.config.num_hidden_layers), "layer_output")
+    return ExtractiveReader(model, head, tokenizer, settings, query_length)
+
+
+def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTokenizer) -> ExtractiveReader:
+    record = read_json_object(path, "damaged settings")
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ValueError(f"{path}: expected format {FORMAT}, version {VERSION}")
+    query_length, calibrated = record.get("query_length"), record.get("calibrated")
+    if isinstance(query_length, bool) or not isinstance(query_length, int) or not isinstance(calibrated, bool):
+        raise ValueError(f"{path}: query_length must be an integer and calibrated true or false")
+    settings = ReaderSettings.from_dict(record.get("cut"), f"{path}: cut")
+    tensors = load_tensors(directory / HEAD_FILE)
+    d, v = model.config.hidden_size, tokenizer.vocabulary_size
+    shapes = {"head.weight": (2, d), "head.bias": (2,), "code.scale": (d,), "code.bias": (d,), "code.weight": (d,)}
+    shapes |= {"code.centroids": (v, d), "code.mask": (v, -(-d // 8)), "code.majority": (v, -(-d // 8))}
+    for name, tensor in tensors.items():
+        dtype = torch.uint8 if name in ("code.mask", "code.majority") else torch.float32
+        if tuple(tensor.shape) != shapes.get(name) or tensor.dtype != dtype:
+            raise ValueError(f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected")
+    pairs = [("code.scale", "code.bias"), ("code.weight", "code.centroids"), ("code.mask", "code.majority")]
+    missing = {"head.weight", "head.bias"} - tensors.keys() | {
+        name for pair in pairs for name in pair if len(tensors.keys() & pair) == 1
+    } - tensors.keys()
+    if missing:
+        raise ValueError(f"{directory / HEAD_FILE}: tensor {min(missing)} is missing")
+    head = nn.Linear(d, 2)
+    head.load_state_dict({name: tensors[f"head.{name}"] for name in ("weight", "bias")})
+    code = None
+    if "code.scale" in tensors:
+        given = {name.removeprefix("code."): tensor for name, tensor in tensors.items() if name.startswith("code.")}
+        code = SignCode(calibrated=calibrated, **given)
+    return ExtractiveReader(model, head, tokenizer, settings, query_length, code)
+
+
+def with_code(reader: ExtractiveReader, code: SignCode | None) -> ExtractiveReader:
+    return replace(reader, code=code)

@@ -1,0 +1,206 @@
+"""Training of an extractive reader in any of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..encoder import LayerTrace, columns
+from ..engine import Form
+from ..extractive.examples import SpanBatch, SpanBatches, SpanExample
+from ..extractive.forward import ExtractiveModel, SpanOutput
+from ..extractive.reader import ExtractiveReader
+from ..extractive.spans import BLOCKED, best_spans, span_divergence, span_loss
+from ..metrics import best_f1, exact_match
+from .losses import distillation_loss, recovery_loss
+from .run import TrainingRun, check_teacher
+from .settings import RunSettings
+
+
+@dataclass(frozen=True)
+class ExtractiveSettings(RunSettings):
+    """Everything that determines a run of an extractive reader besides reader and data. Lengths are in tokens."""
+
+    answer_length: int = 30
+    """Tokens that an answer can have."""
+    frozen_layers: int = 0
+    """Lowest layers that are not trained, nor are the embeddings then; 0 trains everything."""
+    remember_teacher: bool = False
+    """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer_length < 1 or self.frozen_layers < 0:
+            raise ValueError(
+                f"answer_length must be at least 1 and frozen_layers at least 0, "
+                f"got {self.answer_length} and {self.frozen_layers}"
+            )
+
+
+class SpanTeacher:
+    """A teacher that students of several runs can share; what it remembers is kept for all of them."""
+
+    def __init__(self, reader: ExtractiveReader):
+        reader.model.requires_grad_(False)
+        self.reader = reader
+        self.model = ExtractiveModel(reader, "atlas").eval()
+        self._known: dict[str, _Taught] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: SpanBatch, remember: bool = False) -> SpanOutput:
+        if not remember:
+            return self.model(batch)
+        if any(name not in self._known for name in batch.ids):
+            taught = self.model(batch)
+            attention = torch.stack([trace.attention() for trace in taught.traces])
+            for number, name in enumerate(batch.ids):
+                self._known[name] = _Taught.of(taught, attention, batch.passages.sizes, number)
+        return _together([self._known[name] for name in batch.ids], batch.passages.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """What a teacher gave for a question: logits `(2, P, T)`, states `(layers, P, T, d)`, attention `(layers, P, T)`."""
+
+    logits: Tensor
+    states: Tensor
+    attention: Tensor
+
+    @classmethod
+    def of(cls, taught: SpanOutput, attention: Tensor, sizes: Tensor, number: int) -> _Taught:
+        count, width = sizes.shape[1], int((sizes[number] > 0).sum(-1).max())
+        rows = slice(number * count, (number + 1) * count)
+        states = [trace.states[rows, trace.width : trace.width + width].bfloat16() for trace in taught.traces]
+        logits = torch.stack([taught.start[number, :, :width], taught.end[number, :, :width]])
+        return cls(logits.clone(), torch.stack(states), attention[:, rows, :width].clone())
+
+
+def _together(known: Sequence[_Taught], sizes: Tensor) -> SpanOutput:
+    queries, count, width = sizes.shape
+    layers, _, _, channels = known[0].states.shape
+    logits = torch.full((2, queries, count, width), BLOCKED)
+    states = torch.zeros(layers, queries, count, width, channels)
+    attention = torch.zeros(layers, queries, count, width)
+    for number, entry in enumerate(known):
+        p, t = entry.logits.shape[1:]
+        logits[:, number, :p, :t] = entry.logits
+        states[:, number, :p, :t] = entry.states.float()
+        attention[:, number, :p, :t] = entry.attention
+    device, slots = sizes.device, columns(sizes.flatten(0, 1))
+    logits, states, attention = logits.to(device), states.to(device), attention.to(device)
+    traces = [
+        LayerTrace(states[i].flatten(0, 1), 0, slots, lambda i=i: attention[i].flatten(0, 1)) for i in range(layers)
+    ]
+    return SpanOutput(logits[0], logits[1], traces)
+
+
+class ExtractiveTrainer(TrainingRun):
+    """Trains an extractive reader in one form and keeps the best by the dev set's F1, as a reader directory.
+
+    >>> trainer = ExtractiveTrainer(reader, "btr", settings, "out/", SpanTeacher(teacher))  # doctest: +SKIP
+    >>> trainer.train(read_span_examples("train.jsonl"), dev)  # doctest: +SKIP
+    {'step': 900, 'exact_match': 40.1, 'f1': 48.3}
+    """
+
+    best_by = "f1"
+
+    def __init__(
+        self,
+        reader: ExtractiveReader,
+        form: Form,
+        settings: ExtractiveSettings,
+        out: str | Path,
+        teacher: SpanTeacher | None = None,
+        progress: bool = True,
+    ):
+        """Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
+        check_teacher(reader, None if teacher is None else teacher.reader, settings.objectives)
+        if settings.passage_length > reader.longest_passage:
+            raise ValueError(
+                f"passage_length must be at most {reader.longest_passage} for this model, got {settings.passage_length}"
+            )
+        if settings.frozen_layers > reader.settings.cut_layer:
+            raise ValueError(f"frozen_layers must be at most the cut layer, got {settings.frozen_layers}")
+        if form == "btr" and reader.code is not None and reader.code.calibrated != settings.calibrate:
+            raise ValueError(f"calibrate is {settings.calibrate}, but the reader's code says otherwise")
+        if form != "btr" and settings.objectives.recovery > 0:
+            settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
+        super().__init__(settings, out, progress)
+        self.reader, self.teacher = reader, teacher
+        reader.model.requires_grad_(True)
+        if settings.frozen_layers:
+            reader.model.embeddings.requires_grad_(False)
+            reader.model.encoder.layer[: settings.frozen_layers].requires_grad_(False)
+        student = ExtractiveModel(reader, form, settings.compression, settings.surrogate)
+        if teacher is not None:
+            teacher.model.to(self.accelerator.device)
+        self._prepare(student, form)
+
+    def _batches(self, examples: Sequence[SpanExample]) -> SpanBatches:
+        return batches_of(examples, self.reader, self.settings)
+
+    def _losses(self, output: SpanOutput, batch: SpanBatch) -> dict[str, Tensor]:
+        weights, losses = self.settings.objectives, {}
+        if weights.answers:
+            losses["answers"] = weights.answers * span_loss(*output.logits, batch.spans)
+        if weights.recovery:
+            losses["recovery"] = weights.recovery * recovery_loss(output.restored, output.states, output.sizes)
+        if weights.need_teacher:
+            taught = self.teacher(batch, self.settings.remember_teacher)
+            if weights.distillation:
+                error = distillation_loss(output.traces, taught.traces, weights.top_tokens)
+                losses["distillation"] = weights.distillation * error
+            if weights.divergence:
+                losses["divergence"] = weights.divergence * span_divergence(output.logits, taught.logits)
+        return losses
+
+    def _scores(self, dev: Sequence[SpanExample]) -> dict[str, float]:
+        with self.accelerator.autocast():
+            return evaluate_spans(self.student, dev, self.settings)
+
+    def _save(self, directory: Path) -> None:
+        self.reader.save(directory)
+
+
+def batches_of(
+    examples: Sequence[SpanExample], reader: ExtractiveReader, settings: ExtractiveSettings
+) -> SpanBatches:
+    """The examples as batches that this reader is trained on."""
+    return SpanBatches(
+        examples, reader.tokenizer, batch_size=settings.batch_size, passages=settings.passages,
+        passage_length=settings.passage_length, query_length=reader.query_length, seed=settings.seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate_spans(
+    model: ExtractiveModel, examples: Sequence[SpanExample], settings: ExtractiveSettings
+) -> dict[str, float]:
+    """Exact match and F1 in percent of the best spans, over accepted answers."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = batches_of(examples, model.reader, settings)
+    exact, f1 = [], []
+    for chunk in batches.all():
+        output = model(batches.batch(chunk).to(device), 1.0, trace=False)
+        for answer, example in zip(answers_of(output, chunk, batches, settings.answer_length), chunk, strict=True):
+            exact.append(exact_match(answer, example.answers))
+            f1.append(best_f1(answer, example.answers))
+    return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * sum(f1) / len(f1)}
+
+
+def answers_of(
+    output: SpanOutput, examples: Sequence[SpanExample], batches: SpanBatches, longest: int
+) -> list[str]:
+    """The text of the best span of each question."""
+    answers = []
+    for example, (passage, first, last) in zip(
+        examples, best_spans(output.start, output.end, longest).tolist(), strict=True
+    ):
+        found = example.passages[passage]
+        answers.append(batches.read(found).text(found, first, last))
+    return answers
