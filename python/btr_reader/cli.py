@@ -23,6 +23,7 @@ from .commands.make_facts import make_facts
 from .commands.retrieve import retrieve
 from .commands.store import info, verify
 from .commands.train import btr, deformer, teacher
+from .commands.train_extractive import extractive
 
 DESCRIPTION = "Atlas readers over binary passage tokens."
 
@@ -32,7 +33,7 @@ def _app() -> SubcommandApp:
     store.command(info)
     store.command(verify)
     train = SubcommandApp()
-    for command in (teacher, deformer, btr):
+    for command in (teacher, deformer, btr, extractive):
         train.command(command)
     app = SubcommandApp()
     for command in (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from ..jsonl import read_json_object
-from ..model import load_tensors
+from ..model import CONFIG_FILE, WEIGHTS_FILE, load_tensors
 from ..settings import ReaderSettings, default_cut_layer
 from .code import SignCode
 from .encoder import BertFusionEncoder
@@ -128,17 +128,7 @@ def load_extractive_reader(
     4
     """
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: not a model's directory (no config.json)")
-    config = read_json_object(directory / "config.json", "not a configuration")
-    if config.get("model_type") != "bert":
-        raise ValueError(f"{directory / 'config.json'}: expected a model of type 'bert', got {config.get('model_type')!r}")
-    try:
-        model = BertModel.from_pretrained(
-            directory, add_pooling_layer=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        ).eval()
-    except Exception as error:  # the library raises of every kind for files that are not what they should be
-        raise ValueError(f"{directory}: no BERT can be loaded: {error}") from None
+    model = _load_bert(directory)
     tokenizer = SpanTokenizer.load(directory)
     path = directory / SETTINGS_FILE
     if path.is_file():
@@ -150,6 +140,26 @@ def load_extractive_reader(
         head.bias.zero_()
     settings = settings or ReaderSettings(default_cut_layer(model.config.num_hidden_layers), "layer_output")
     return ExtractiveReader(model, head, tokenizer, settings, query_length)
+
+
+def _load_bert(directory: Path) -> BertModel:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: not a model's directory (no {CONFIG_FILE})")
+    record = read_json_object(path, "not a configuration")
+    if record.get("model_type") != "bert":
+        raise ValueError(f"{path}: expected a model of type 'bert', got {record.get('model_type')!r}")
+    model = BertModel(BertConfig.from_dict(record), add_pooling_layer=False)
+    # Models with a head of their own keep the BERT under this name.
+    state = {name.removeprefix("bert."): t.float() for name, t in load_tensors(directory / WEIGHTS_FILE).items()}
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        found = state.get(name)
+        if found is None or found.shape != tensor.shape:
+            got = "none" if found is None else tuple(found.shape)
+            raise ValueError(f"{directory / WEIGHTS_FILE}: tensor {name} must be {tuple(tensor.shape)}, got {got}")
+    model.load_state_dict({name: state[name] for name in expected})
+    return model.eval()
 
 
 def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTokenizer) -> ExtractiveReader:
@@ -167,7 +177,9 @@ def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTok
     for name, tensor in tensors.items():
         dtype = torch.uint8 if name in ("code.mask", "code.majority") else torch.float32
         if tuple(tensor.shape) != shapes.get(name) or tensor.dtype != dtype:
-            raise ValueError(f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected")
+            raise ValueError(
+                f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected"
+            )
     pairs = [("code.scale", "code.bias"), ("code.weight", "code.centroids"), ("code.mask", "code.majority")]
     missing = {"head.weight", "head.bias"} - tensors.keys() | {
         name for pair in pairs for name in pair if len(tensors.keys() & pair) == 1

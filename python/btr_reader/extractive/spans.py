@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Logit of a token that cannot be part of an answer. Finite: the KL divergence of two distributions needs no exceptions.
+#: Logit of a token that cannot be part of an answer. Finite, so that divergences need no exceptions.
 BLOCKED = -1e4
 
 

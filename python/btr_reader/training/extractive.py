@@ -11,34 +11,33 @@ from torch import Tensor
 
 from ..encoder import LayerTrace, columns
 from ..engine import Form
+from ..extractive.calibration import calibrated
 from ..extractive.examples import SpanBatch, SpanBatches, SpanExample
 from ..extractive.forward import ExtractiveModel, SpanOutput
-from ..extractive.reader import ExtractiveReader
+from ..extractive.reader import ExtractiveReader, with_code
 from ..extractive.spans import BLOCKED, best_spans, span_divergence, span_loss
+from ..extractive.stored import spans_from_store
 from ..metrics import best_f1, exact_match
+from ..store import Store
+from .extractive_settings import ExtractiveSettings
 from .losses import distillation_loss, recovery_loss
 from .run import TrainingRun, check_teacher
-from .settings import RunSettings
+
+# Statistics by vocabulary id need more text than a mean of each channel.
+CODE_PASSAGES = 4096
 
 
-@dataclass(frozen=True)
-class ExtractiveSettings(RunSettings):
-    """Everything that determines a run of an extractive reader besides reader and data. Lengths are in tokens."""
-
-    answer_length: int = 30
-    """Tokens that an answer can have."""
-    frozen_layers: int = 0
-    """Lowest layers that are not trained, nor are the embeddings then; 0 trains everything."""
-    remember_teacher: bool = False
-    """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.answer_length < 1 or self.frozen_layers < 0:
-            raise ValueError(
-                f"answer_length must be at least 1 and frozen_layers at least 0, "
-                f"got {self.answer_length} and {self.frozen_layers}"
-            )
+def student_of(
+    reader: ExtractiveReader, form: Form, examples: Sequence[SpanExample], settings: ExtractiveSettings
+) -> ExtractiveReader:
+    """The reader to train in this form: for BTR with a code of these settings, measured on the examples' passages."""
+    if form != "btr":
+        return with_code(reader, None)
+    passages = {passage.id: passage for example in examples for passage in example.passages}
+    return calibrated(
+        reader, list(passages.values())[:CODE_PASSAGES], settings.passage_length,
+        calibrate=settings.calibrate, masked_bits=settings.masked_bits, centroids=settings.centroids,
+    )  # fmt: skip
 
 
 class SpanTeacher:
@@ -64,7 +63,7 @@ class SpanTeacher:
 
 @dataclass(frozen=True, eq=False)
 class _Taught:
-    """What a teacher gave for a question: logits `(2, P, T)`, states `(layers, P, T, d)`, attention `(layers, P, T)`."""
+    """What a teacher gave for a question: logits `(2, P, T)`; by layer states `(P, T, d)` and attention `(P, T)`."""
 
     logits: Tensor
     states: Tensor
@@ -76,7 +75,7 @@ class _Taught:
         rows = slice(number * count, (number + 1) * count)
         states = [trace.states[rows, trace.width : trace.width + width].bfloat16() for trace in taught.traces]
         logits = torch.stack([taught.start[number, :, :width], taught.end[number, :, :width]])
-        return cls(logits.clone(), torch.stack(states), attention[:, rows, :width].clone())
+        return cls(logits.cpu(), torch.stack(states).cpu(), attention[:, rows, :width].clone().cpu())
 
 
 def _together(known: Sequence[_Taught], sizes: Tensor) -> SpanOutput:
@@ -166,9 +165,7 @@ class ExtractiveTrainer(TrainingRun):
         self.reader.save(directory)
 
 
-def batches_of(
-    examples: Sequence[SpanExample], reader: ExtractiveReader, settings: ExtractiveSettings
-) -> SpanBatches:
+def batches_of(examples: Sequence[SpanExample], reader: ExtractiveReader, settings: ExtractiveSettings) -> SpanBatches:
     """The examples as batches that this reader is trained on."""
     return SpanBatches(
         examples, reader.tokenizer, batch_size=settings.batch_size, passages=settings.passages,
@@ -178,24 +175,26 @@ def batches_of(
 
 @torch.no_grad()
 def evaluate_spans(
-    model: ExtractiveModel, examples: Sequence[SpanExample], settings: ExtractiveSettings
+    model: ExtractiveModel, examples: Sequence[SpanExample], settings: ExtractiveSettings, store: Store | None = None
 ) -> dict[str, float]:
-    """Exact match and F1 in percent of the best spans, over accepted answers."""
+    """Exact match and F1 in percent of the best spans, over accepted answers.
+
+    store: where the passages' states come from; without one the whole form runs, as in training.
+    """
     model.eval()
     device = next(model.parameters()).device
     batches = batches_of(examples, model.reader, settings)
     exact, f1 = [], []
     for chunk in batches.all():
-        output = model(batches.batch(chunk).to(device), 1.0, trace=False)
+        batch = batches.batch(chunk).to(device)
+        output = model(batch, 1.0, False) if store is None else spans_from_store(model, store, chunk, batch)
         for answer, example in zip(answers_of(output, chunk, batches, settings.answer_length), chunk, strict=True):
             exact.append(exact_match(answer, example.answers))
             f1.append(best_f1(answer, example.answers))
     return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * sum(f1) / len(f1)}
 
 
-def answers_of(
-    output: SpanOutput, examples: Sequence[SpanExample], batches: SpanBatches, longest: int
-) -> list[str]:
+def answers_of(output: SpanOutput, examples: Sequence[SpanExample], batches: SpanBatches, longest: int) -> list[str]:
     """The text of the best span of each question."""
     answers = []
     for example, (passage, first, last) in zip(

@@ -1,0 +1,62 @@
+"""Answers of an extractive reader from a store, read back through the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..encoding import PassageEncoder
+from ..store import Store
+from .calibration import tables_of
+from .examples import SpanBatch, SpanExample
+from .forward import ExtractiveModel, SpanOutput
+from .reader import ExtractiveReader
+
+
+def span_encoder(reader: ExtractiveReader, form: str, keep: float, passage_length: int) -> PassageEncoder:
+    """Encodes passages as this form of the reader keeps them: float32 states for `deformer`, its code's bits for `btr`.
+
+    A new store of them needs the tables of the code (`tables_of`) where it masks bits.
+    """
+    if form == "deformer":
+        return PassageEncoder(reader, "float32", keep, passage_length)
+    tables = None if reader.code is None else tables_of(reader.code)
+    return PassageEncoder(
+        reader, "binary", keep, passage_length, masked_bits=0 if tables is None else tables.stored_bits
+    )
+
+
+@torch.no_grad()
+def spans_from_store(
+    model: ExtractiveModel, store: Store, examples: Sequence[SpanExample], batch: SpanBatch
+) -> SpanOutput:
+    """The logits of a batch of these examples with their passages' states from a store.
+
+    Raises `ValueError` for a store that was not made by this reader as it is now, or of other texts or lengths;
+    `KeyError` for a passage that is not in it.
+    """
+    if store.settings.reader != model.reader.fingerprint():
+        raise ValueError(f"{store.directory}: the store was made by another reader")
+    count = batch.passages.sizes.shape[1]
+    names = [[passage.id for passage in example.passages[:count]] for example in examples]
+    ids = batch.passages.content
+    fetched = store.fetch(names).to(ids.device)
+    if store.settings.original_ids and not torch.equal(store.fetch_tokens(names).content, ids.cpu()):
+        raise ValueError(f"{store.directory}: holds other texts of these passages, or cut to another length")
+    slots = None
+    if store.settings.keep < 1:
+        slots = _slots(store, names, ids.shape).to(ids.device)
+        ids = ids.gather(2, fetched.positions.long())
+    return model.from_store(batch.query, fetched, ids, slots, batch.allowed)
+
+
+def _slots(store: Store, names: Sequence[Sequence[str]], shape: torch.Size) -> Tensor:
+    """The kept token of every original one, int64 `(B * P, T)`, -1 for padding."""
+    slots = torch.full(shape, -1)
+    for number, row in enumerate(names):
+        for place, name in enumerate(row):
+            found = store.passage(name).slots
+            slots[number, place, : len(found)] = found
+    return slots.flatten(0, 1)

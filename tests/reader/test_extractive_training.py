@@ -1,0 +1,190 @@
+"""Training of the extractive reader: what learns, what stays, what a teacher that is remembered gives, the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from btr_reader.extractive.examples import SpanExample, read_span_examples
+from btr_reader.extractive.forward import ExtractiveModel
+from btr_reader.extractive.reader import load_extractive_reader
+from btr_reader.extractive.spans import span_loss
+from btr_reader.jsonl import write_jsonl
+from btr_reader.passages import Passage
+from btr_reader.settings import ReaderSettings
+from btr_reader.shares import Compression
+from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, evaluate_spans, student_of
+from btr_reader.training.extractive_settings import ExtractiveSettings
+from btr_reader.training.run import BEST, METRICS
+from btr_reader.training.settings import Objectives
+
+from .helpers import run
+from .retrieval_helpers import WORDS, tiny_encoder
+
+ALONE = Objectives(recovery=0.0, distillation=0.0, divergence=0.0)
+SETTINGS = ExtractiveSettings(
+    steps=4, batch_size=4, passages=2, passage_length=16, learning_rate=3e-3, evaluate_every=4, checkpoint_every=4,
+    answer_length=2,
+)  # fmt: skip
+
+
+def questions(count: int) -> list[SpanExample]:
+    """`who has WORD`: that word, which is in one of two passages."""
+    found = []
+    for number in range(count):
+        words = [WORDS[(number * step + number // 12) % 12] for step in (1, 5, 7, 11)]
+        words += [word for word in WORDS if word not in words]
+        passages = [Passage(f"{side}{number}", "", " ".join(words[side::2])) for side in (0, 1)]
+        found.append(SpanExample(f"q{number}", f"who has {words[number % 9]}", [words[number % 9]], passages))
+    return found
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_encoder(tmp_path_factory.mktemp("bert") / "tiny", ["title : context who has " + " ".join(WORDS)], 1, 32)
+
+
+@pytest.fixture
+def make(directory):
+    return lambda: load_extractive_reader(directory, ReaderSettings(1, "layer_output"), query_length=8)
+
+
+def test_a_teacher_learns_and_its_students_keep_it(make, directory, tmp_path):
+    examples = questions(36)
+    settings = replace(SETTINGS, steps=300, batch_size=12, evaluate_every=100, checkpoint_every=300, objectives=ALONE)
+    best = ExtractiveTrainer(make(), "atlas", settings, tmp_path / "t", progress=False).train(examples, examples)
+    assert best["exact_match"] > 80
+    teacher = SpanTeacher(load_extractive_reader(tmp_path / "t" / BEST))
+    assert evaluate_spans(teacher.model, examples, settings)["f1"] == pytest.approx(best["f1"])
+    taught = replace(settings, steps=150, evaluate_every=150, objectives=Objectives(), remember_teacher=True)
+    student = student_of(load_extractive_reader(tmp_path / "t" / BEST), "btr", examples, taught)
+    before = evaluate_spans(ExtractiveModel(student, "btr"), examples, taught)
+    found = ExtractiveTrainer(student, "btr", taught, tmp_path / "s", teacher, False).train(examples, examples)
+    assert found["f1"] > before["f1"] + 10
+    lines = [json.loads(line) for line in (tmp_path / "s" / METRICS).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] and {"answers", "recovery", "distillation", "divergence"} <= lines[0].keys()
+    # What is saved is what was trained.
+    again = ExtractiveModel(load_extractive_reader(tmp_path / "s" / BEST), "btr")
+    assert evaluate_spans(again, examples, taught)["f1"] == pytest.approx(found["f1"])
+
+
+@pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])
+def test_what_is_frozen_stays_and_the_rest_moves(make, tmp_path, form):
+    settings = replace(SETTINGS, frozen_layers=1, objectives=replace(ALONE, recovery=0.2))
+    reader = student_of(make(), form, questions(12), settings)
+    before = {name: p.clone() for name, p in reader.model.named_parameters()}
+    code = None if reader.code is None else {name: p.clone() for name, p in reader.code.named_parameters()}
+    head = reader.head.weight.clone()
+    ExtractiveTrainer(reader, form, settings, tmp_path, progress=False).train(questions(12), questions(4))
+    for name, parameter in reader.model.named_parameters():
+        stays = name.startswith(("embeddings", "encoder.layer.0"))
+        assert torch.equal(before[name], parameter) == stays, name
+    assert not torch.equal(head, reader.head.weight)
+    if code is not None:
+        assert all(not torch.equal(code[name], p) for name, p in reader.code.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calibrate": False},
+        {"centroids": True, "masked_bits": 16, "compression": Compression(offline=0.7, joint=0.8)},
+        {"masked_bits": 16},
+    ],
+)
+def test_binary_students_train_their_lower_layers(make, tmp_path, changes):
+    """Gradients go through the bits, however they are stored; what stores are made with does not move."""
+    settings = replace(SETTINGS, objectives=replace(ALONE, recovery=0.2), **changes)
+    reader = student_of(make(), "btr", questions(12), settings)
+    weight = reader.model.encoder.layer[0].output.dense.weight
+    before, tables = weight.clone(), {name: t.clone() for name, t in reader.code.named_buffers()}
+    restored = [p.clone() for p in reader.code.parameters()]
+    ExtractiveTrainer(reader, "btr", settings, tmp_path, progress=False).train(questions(12), questions(4))
+    assert not torch.equal(before, weight)
+    assert all(torch.equal(tables[name], t) for name, t in reader.code.named_buffers())
+    moved = [not torch.equal(old, new) for old, new in zip(restored, reader.code.parameters(), strict=True)]
+    assert all(moved) if settings.calibrate else not any(moved)
+
+
+def test_a_remembered_teacher_says_the_same(make):
+    settings = replace(SETTINGS, objectives=Objectives())
+    reader = make()
+    teacher = SpanTeacher(reader)
+    examples = questions(6)
+    batches = batches_of(examples, reader, settings)
+    teacher(batches.batch(examples[:3]), True)
+    # Questions that were asked in other company, and one that was not.
+    batch = batches.batch([examples[4], examples[2], examples[0]])
+    asked, told = teacher(batch), teacher(batch, True)
+    torch.testing.assert_close(told.start, asked.start, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(told.end, asked.end, atol=1e-4, rtol=1e-4)
+    present = asked.traces[0].slots >= 0
+    assert torch.equal(told.traces[0].slots, asked.traces[0].slots)
+    torch.testing.assert_close(
+        told.traces[0].attention()[present], asked.traces[0].attention()[present], atol=1e-5, rtol=1e-4
+    )
+    states = asked.traces[0].states[:, asked.traces[0].width :]
+    torch.testing.assert_close(told.traces[0].states[present], states[present], atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("form", ["atlas", "btr"])
+def test_gradients_in_bfloat16(make, form):
+    reader = student_of(make(), form, questions(12), SETTINGS)
+    model, batch = ExtractiveModel(reader, form), batches_of(questions(4), reader, SETTINGS).batch(questions(4))
+
+    def gradient(precision):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = span_loss(*model(batch).logits, batch.spans)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, rounded = gradient("float32"), gradient("bfloat16")
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.98
+
+
+def test_what_cannot_be_trained_is_refused(make, tmp_path):
+    with pytest.raises(ValueError, match="teacher: distillation and divergence need one"):
+        ExtractiveTrainer(make(), "deformer", SETTINGS, tmp_path)
+    alone = replace(SETTINGS, objectives=ALONE)
+    with pytest.raises(ValueError, match="no code for bits"):
+        ExtractiveTrainer(make(), "btr", alone, tmp_path)
+    with pytest.raises(ValueError, match="passage_length must be at most 56"):
+        ExtractiveTrainer(make(), "atlas", replace(alone, passage_length=57), tmp_path)
+    with pytest.raises(ValueError, match="frozen_layers must be at most the cut layer"):
+        ExtractiveTrainer(make(), "atlas", replace(alone, frozen_layers=2), tmp_path)
+    with pytest.raises(ValueError, match="calibrate is True"):
+        plain = student_of(make(), "btr", questions(4), replace(alone, calibrate=False))
+        ExtractiveTrainer(plain, "btr", alone, tmp_path)
+    with pytest.raises(ValueError, match="masked_bits must be at least 0"):
+        replace(SETTINGS, masked_bits=-1)
+
+
+def test_command(directory, tmp_path, capsys):
+    records = [
+        {
+            "id": e.id, "question": e.question, "answers": e.answers,
+            "passages": [{"id": p.id, "title": p.title, "text": p.text} for p in e.passages],
+        }
+        for e in questions(8)
+    ]  # fmt: skip
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, records)
+    assert [e.answers for e in read_span_examples(path)] == [e.answers for e in questions(8)]
+    common = ["--train", path, "--dev", path, "--steps", "2", "--batch-size", "4", "--passage-length", "16"]
+    start = ["--model", directory, "--cut-layer", "1", "--query-length", "8"]
+    assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "t") == 0
+    assert "exact match" in capsys.readouterr().out
+    status = run(
+        "train", "extractive", "--form", "btr", "--model", tmp_path / "t" / BEST, "--teacher", tmp_path / "t" / BEST,
+        *common, "--masked-bits", "16", "--out", tmp_path / "s",
+    )  # fmt: skip
+    assert status == 0 and "on 8 questions" in capsys.readouterr().out
+    assert load_extractive_reader(tmp_path / "s" / BEST).code.mask is not None
+    write_jsonl(path, [records[0], records[0]])
+    assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "u") == 1
+    assert "occurs twice" in capsys.readouterr().err
