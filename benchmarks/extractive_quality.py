@@ -27,6 +27,7 @@ import torch
 
 from btr_reader.encoding import encode_corpus
 from btr_reader.engine import Form
+from btr_reader.extractive.answering import span_scores
 from btr_reader.extractive.calibration import tables_of
 from btr_reader.extractive.examples import read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
@@ -39,7 +40,7 @@ from btr_reader.retrieval.bm25 import Bm25Retriever
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
 from btr_reader.store import Store, store_report
-from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, evaluate_spans, student_of
+from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, student_of
 from btr_reader.training.extractive_settings import ExtractiveSettings
 from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives
@@ -153,13 +154,14 @@ class Runs:
     def _evaluated(self, directory: Path, form: Form, settings: ExtractiveSettings, out: Path) -> dict[str, Any]:
         reader = load_extractive_reader(directory)
         model = ExtractiveModel(reader, form, settings.compression if form == "btr" else None)
+        batches = batches_of(self.dev, reader, settings)
         if form == "atlas":
-            return {"scores": evaluate_spans(model, self.dev, settings)}
+            return {"scores": span_scores(model, batches, settings.answer_length)}
         encoder = span_encoder(reader, form, settings.compression.offline, settings.passage_length)
         tables = None if form == "deformer" else tables_of(reader.code)
         encode_corpus(encoder, self.work / "read.jsonl", out, tables=tables)
         report = store_report(out)
-        scores = evaluate_spans(model, self.dev, settings, Store(out))
+        scores = span_scores(model, batches, settings.answer_length, Store(out))
         shutil.rmtree(out)
         stored = {name: report[name] for name in ("passages", "original_tokens", "bytes", "bytes_per_token", "float32")}
         return {"scores": scores, "store": stored}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tyro.conf import FlagCreatePairsOff
 from tyro.extras import SubcommandApp
 
+from .commands import extractive as extractive_commands
 from .commands.answer import answer
 from .commands.bench import bench
 from .commands.calibrate import calibrate
@@ -42,6 +43,10 @@ def _app() -> SubcommandApp:
     ):  # fmt: skip
         app.command(command)
     app.command(evaluate, name="eval")
+    of_spans = SubcommandApp()
+    for command in (extractive_commands.encode, extractive_commands.answer):
+        of_spans.command(command)
+    app.command(of_spans, name="extractive", help="Stores and answers of the encoder-only reader.")
     app.command(train, name="train", help="Trains a teacher, or a student of one.")
     app.command(store, name="store", help="Shows what is in a store, or checks it.")
     return app

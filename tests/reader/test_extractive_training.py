@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from btr_reader.extractive.answering import span_scores
 from btr_reader.extractive.examples import SpanExample, read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import load_extractive_reader
@@ -16,12 +17,13 @@ from btr_reader.jsonl import write_jsonl
 from btr_reader.passages import Passage
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
-from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, evaluate_spans, student_of
+from btr_reader.store import Store
+from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, student_of
 from btr_reader.training.extractive_settings import ExtractiveSettings
 from btr_reader.training.run import BEST, METRICS
 from btr_reader.training.settings import Objectives
 
-from .helpers import run
+from .helpers import rows, run
 from .retrieval_helpers import WORDS, tiny_encoder
 
 ALONE = Objectives(recovery=0.0, distillation=0.0, divergence=0.0)
@@ -58,18 +60,22 @@ def test_a_teacher_learns_and_its_students_keep_it(make, directory, tmp_path):
     best = ExtractiveTrainer(make(), "atlas", settings, tmp_path / "t", progress=False).train(examples, examples)
     assert best["exact_match"] > 80
     teacher = SpanTeacher(load_extractive_reader(tmp_path / "t" / BEST))
-    assert evaluate_spans(teacher.model, examples, settings)["f1"] == pytest.approx(best["f1"])
+
+    def f1(model):
+        return span_scores(model, batches_of(examples, model.reader, settings), 2)["f1"]
+
+    assert f1(teacher.model) == pytest.approx(best["f1"])
     taught = replace(settings, steps=150, evaluate_every=150, objectives=Objectives(), remember_teacher=True)
     student = student_of(load_extractive_reader(tmp_path / "t" / BEST), "btr", examples, taught)
-    before = evaluate_spans(ExtractiveModel(student, "btr"), examples, taught)
+    before = f1(ExtractiveModel(student, "btr"))
     found = ExtractiveTrainer(student, "btr", taught, tmp_path / "s", teacher, False).train(examples, examples)
-    assert found["f1"] > before["f1"] + 10
+    assert found["f1"] > before + 10
     lines = [json.loads(line) for line in (tmp_path / "s" / METRICS).read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] and {"answers", "recovery", "distillation", "divergence"} <= lines[0].keys()
     # What is saved is what was trained.
     again = ExtractiveModel(load_extractive_reader(tmp_path / "s" / BEST), "btr")
-    assert evaluate_spans(again, examples, taught)["f1"] == pytest.approx(found["f1"])
+    assert f1(again) == pytest.approx(found["f1"])
 
 
 @pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])
@@ -185,6 +191,22 @@ def test_command(directory, tmp_path, capsys):
     )  # fmt: skip
     assert status == 0 and "on 8 questions" in capsys.readouterr().out
     assert load_extractive_reader(tmp_path / "s" / BEST).code.mask is not None
+    corpus = {passage["id"]: passage for record in records for passage in record["passages"]}
+    write_jsonl(tmp_path / "corpus.jsonl", corpus.values())
+    encode = ["extractive", "encode", tmp_path / "corpus.jsonl", "--passage-length", "16"]
+    assert run(*encode, "--reader", tmp_path / "s" / BEST, "--out", tmp_path / "store") == 0
+    assert Store(tmp_path / "store").settings.masked_bits == 16
+    answer = ["extractive", "answer", "--questions", path, "--reader", tmp_path / "s" / BEST]
+    assert run(*answer, "--store", tmp_path / "store", "--out", tmp_path / "answers.jsonl") == 0
+    answers = rows(tmp_path / "answers.jsonl")
+    assert [row["id"] for row in answers] == [record["id"] for record in records]
+    for row, record in zip(answers, records, strict=True):
+        assert any(row["generation"] in passage["text"] for passage in record["passages"])
+    assert run(*answer, "--out", tmp_path / "others.jsonl", "--passage-length", "16") == 0
+    assert [row["generation"] for row in rows(tmp_path / "others.jsonl")] != [row["generation"] for row in answers]
+    assert run("eval", "--task", "nq", "--answers", tmp_path / "answers.jsonl") == 0
+    assert run(*encode, "--reader", tmp_path / "t" / BEST, "--out", tmp_path / "other") == 1
+    assert "was not trained on bits" in capsys.readouterr().err
     write_jsonl(path, [records[0], records[0]])
     assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "u") == 1
     assert "occurs twice" in capsys.readouterr().err

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ..encoder import LayerTrace, columns
 from ..engine import Form
+from ..extractive.answering import span_scores
 from ..extractive.calibration import calibrated
 from ..extractive.examples import SpanBatch, SpanBatches, SpanExample
 from ..extractive.forward import ExtractiveModel, SpanOutput
 from ..extractive.reader import ExtractiveReader, with_code
-from ..extractive.spans import BLOCKED, best_spans, span_divergence, span_loss
-from ..extractive.stored import spans_from_store
-from ..metrics import best_f1, exact_match
-from ..store import Store
+from ..extractive.spans import BLOCKED, span_divergence, span_loss
 from .extractive_settings import ExtractiveSettings
 from .losses import distillation_loss, recovery_loss
 from .run import TrainingRun, check_teacher
@@ -159,7 +157,7 @@ class ExtractiveTrainer(TrainingRun):
 
     def _scores(self, dev: Sequence[SpanExample]) -> dict[str, float]:
         with self.accelerator.autocast():
-            return evaluate_spans(self.student, dev, self.settings)
+            return span_scores(self.student, self._batches(dev), self.settings.answer_length)
 
     def _save(self, directory: Path) -> None:
         self.reader.save(directory)
@@ -171,35 +169,3 @@ def batches_of(examples: Sequence[SpanExample], reader: ExtractiveReader, settin
         examples, reader.tokenizer, batch_size=settings.batch_size, passages=settings.passages,
         passage_length=settings.passage_length, query_length=reader.query_length, seed=settings.seed,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def evaluate_spans(
-    model: ExtractiveModel, examples: Sequence[SpanExample], settings: ExtractiveSettings, store: Store | None = None
-) -> dict[str, float]:
-    """Exact match and F1 in percent of the best spans, over accepted answers.
-
-    store: where the passages' states come from; without one the whole form runs, as in training.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    batches = batches_of(examples, model.reader, settings)
-    exact, f1 = [], []
-    for chunk in batches.all():
-        batch = batches.batch(chunk).to(device)
-        output = model(batch, 1.0, False) if store is None else spans_from_store(model, store, chunk, batch)
-        for answer, example in zip(answers_of(output, chunk, batches, settings.answer_length), chunk, strict=True):
-            exact.append(exact_match(answer, example.answers))
-            f1.append(best_f1(answer, example.answers))
-    return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * sum(f1) / len(f1)}
-
-
-def answers_of(output: SpanOutput, examples: Sequence[SpanExample], batches: SpanBatches, longest: int) -> list[str]:
-    """The text of the best span of each question."""
-    answers = []
-    for example, (passage, first, last) in zip(
-        examples, best_spans(output.start, output.end, longest).tolist(), strict=True
-    ):
-        found = example.passages[passage]
-        answers.append(batches.read(found).text(found, first, last))
-    return answers

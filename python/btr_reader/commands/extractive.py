@@ -1,0 +1,119 @@
+"""`btr extractive`: stores and answers of the encoder-only reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def encode(
+    passages: Positional[Path],
+    /,
+    reader: Path,
+    out: Path,
+    kind: Literal["binary", "float32"] = "binary",
+    keep: float = 1.0,
+    passage_length: int = 128,
+    shard_passages: int = 1024,
+    batch_size: int = 32,
+) -> None:
+    """Encodes a corpus into a store for an extractive reader, with the bits masked that it was trained without.
+
+    Interrupted, it leaves a usable store; the same command continues it.
+
+    Args:
+        passages: Corpus in Atlas' format: one JSON object a line with id, title, text and optionally section.
+        reader: Directory of an extractive reader, one that was trained on bits for binary stores.
+        out: Store directory.
+        kind: Bits (BTR), or the float states of a DeFormer reader.
+        keep: Share of a passage's tokens kept; similar ones are merged.
+        passage_length: Tokens that a passage is cut to, end token included.
+        shard_passages: Passages in a shard: what an interruption loses at most.
+        batch_size: Passages encoded at once.
+    """
+    from ..encoding import encode_corpus
+    from ..extractive.calibration import tables_of
+    from ..extractive.reader import load_extractive_reader
+    from ..extractive.stored import span_encoder
+    from ..store import store_report
+
+    loaded = load_extractive_reader(reader)
+    binary = kind == "binary"
+    if binary and loaded.code is None:
+        raise ValueError(f"{reader}: was not trained on bits; make a store of --kind float32, or train it on them")
+    encoder = span_encoder(loaded, "btr" if binary else "deformer", keep, passage_length)
+    added = encode_corpus(
+        encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size,
+        tables=tables_of(loaded.code) if binary else None,
+    )  # fmt: skip
+    report = store_report(out)
+    print(
+        f"{out}: {added} passages added, {report['passages']} in all, {report['bytes']['total']} bytes, "
+        f"{report['bytes_per_token']['total']:.1f} bytes per token"
+    )
+
+
+def answer(
+    reader: Path,
+    questions: Path,
+    out: Path,
+    store: Path | None = None,
+    passages: int = 10,
+    passage_length: int = 128,
+    keep_joint: float = 1.0,
+    answer_length: int = 30,
+    batch_size: int = 8,
+) -> None:
+    """Answers questions with spans of their passages, and writes Atlas' results format, which `btr eval` scores.
+
+    Args:
+        reader: Directory of an extractive reader.
+        questions: Questions in Atlas' format of natural questions, with the texts of their passages.
+        out: Results file to write, one JSON object a line.
+        store: Store that `btr extractive encode` made with this reader; without one the undecomposed reader answers.
+        passages: Passages read per question, at most.
+        passage_length: Tokens that a passage is cut to, where there is no store, which has a length of its own.
+        keep_joint: Share of passage tokens kept in each joint layer.
+        answer_length: Tokens that an answer can have.
+        batch_size: Questions read at once.
+    """
+    from tqdm import tqdm
+
+    from ..answering import form_of
+    from ..extractive.answering import answer_spans
+    from ..extractive.examples import SpanBatches, read_span_examples
+    from ..extractive.forward import ExtractiveModel
+    from ..extractive.reader import load_extractive_reader
+    from ..jsonl import write_jsonl
+    from ..shares import Compression
+    from ..store import Store
+
+    if min(passages, answer_length, batch_size) < 1:
+        raise ValueError(
+            f"passages, answer_length and batch_size must be at least 1, got {passages}, {answer_length}, {batch_size}"
+        )
+    loaded = load_extractive_reader(reader)
+    opened = None if store is None else Store(store)
+    model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint))
+    examples = read_span_examples(questions)
+    batches = SpanBatches(
+        examples, loaded.tokenizer, batch_size=batch_size, passages=passages,
+        passage_length=passage_length if opened is None else opened.settings.passage_length,
+        query_length=loaded.query_length,
+    )  # fmt: skip
+    answers = {}
+    with tqdm(desc=f"answer ({model.form})", unit=" questions", total=len(examples)) as bar:
+        for example, found in answer_spans(model, batches, answer_length, opened):
+            answers[example.id] = found
+            bar.update()
+    records = (
+        {
+            "id": example.id, "query": example.question, "answers": example.answers, "generation": answers[example.id],
+            "passages": [{"id": passage.id} for passage in example.passages[:passages]],
+        }
+        for example in examples
+    )  # fmt: skip
+    write_jsonl(out, records)
+    print(f"{out}: {len(examples)} results")
