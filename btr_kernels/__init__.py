@@ -10,7 +10,7 @@ from . import ops as _ops  # noqa: F401  registers torch.ops.btr
 from .backends import BackendStatus, backends, current_backend, use_backend
 from .bits import binarize, calibrate_scale, compress_bits, expand_bits, pack_bits, sign_scale, unpack_bits
 from .hamming import Neighbours, hamming_distance, hamming_topk
-from .matmul import PreparedWeight, prepare_weight, unpack_geglu, unpack_matmul
+from .matmul import PreparedWeight, prepare_weight, token_linear, unpack_geglu, unpack_matmul
 from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
 from .version import __version__
 
@@ -34,6 +34,7 @@ __all__ = [
     "pack_bits",
     "prepare_weight",
     "sign_scale",
+    "token_linear",
     "unpack_bits",
     "unpack_geglu",
     "unpack_matmul",

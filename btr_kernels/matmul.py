@@ -1,4 +1,4 @@
-"""The fused binary-to-float projection and prepared weights: the public functions."""
+"""Projections of packed tokens and of few float tokens, and prepared weights: the public functions."""
 
 from __future__ import annotations
 
@@ -256,6 +256,61 @@ def unpack_geglu(
         checks.is_dtype("out_dtype", out_dtype, checks.FLOATS)
         return geglu(y).to(out_dtype)
     return _call("unpack_geglu", bits, weight, scale, bias, token_scale, out_dtype, out)
+
+
+def token_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Project one or a few float tokens, with the norm, gate and residual around it, in one pass over the weight.
+
+    A decoder's step multiplies single tokens: what counts is how fast weights arrive and how little is lost between
+    them. For more than some tens of tokens a matrix product is faster.
+
+    Args:
+        x: (..., d) float32, float16 or bfloat16.
+        weight: (N, d), or (2 N, d) if gated, the gate's rows first; float32, float16 or bfloat16, whatever x is.
+        norm: (d,) float, the weight of an RMS norm of x; None for x as it is.
+        eps: added to the mean square by the norm.
+        residual: (..., N) float, added to the result.
+        gated: gelu of the first half of the products, in its approximation by tanh, times the other half.
+        out: where to write, (..., N) of x's dtype.
+
+    Returns:
+        (..., N) of x's dtype, computed in float32. There is no gradient.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device, or a tensor that asks for a gradient; the message names the
+            argument.
+
+    Example:
+        >>> states, weight = torch.randn(1, 768), torch.randn(2 * 2048, 768)
+        >>> token_linear(states, weight, norm=torch.ones(768), gated=True).shape
+        torch.Size([1, 2048])
+
+    Source: the blocks of T5 v1.1 (Raffel et al. 2020; GEGLU: Shazeer, arXiv 2002.05202), read token by token.
+    """
+    checks.is_tensor("x", x)
+    checks.is_tensor("weight", weight)
+    checks.are_optional_tensors(norm=norm, residual=residual, out=out)
+    if torch.is_grad_enabled():
+        for name, value in (("x", x), ("weight", weight), ("norm", norm), ("residual", residual)):
+            if value is not None and value.requires_grad:
+                raise ValueError(
+                    f"{name}: expected a tensor that does not require grad, since token_linear has no gradient; "
+                    "call it under torch.no_grad()"
+                )
+    if out is None:
+        return ops.token_linear(x, weight, norm, eps, residual, gated)
+    checks.writable(out)
+    ops.token_linear_out(x, weight, norm, eps, residual, gated, out)
+    return out
 
 
 def _needs_gradient(*inputs: object) -> bool:

@@ -153,6 +153,10 @@ def _unpack_geglu_prepared(bits, data, factors, precision, bias, token_scale, ou
     _project_prepared(True, bits, data, factors, bias, token_scale, out)
 
 
+def _token_linear(x, weight, norm, eps, residual, gated, out) -> None:
+    _native.token_linear(x.contiguous(), weight.contiguous(), _float(norm), eps, _float(residual), gated, out)
+
+
 def _hamming_distance(a, b, out) -> None:
     batch = out.shape[:-2]
     a, b = a.expand(*batch, -1, -1).contiguous(), b.expand(*batch, -1, -1).contiguous()
@@ -199,6 +203,7 @@ CALLS = {
         _unpack_matmul_prepared,
         _unpack_geglu,
         _unpack_geglu_prepared,
+        _token_linear,
         _hamming_distance,
         _hamming_topk,
         _match_tokens,

@@ -222,6 +222,23 @@ def _separate_geglu(i: Inputs) -> Tensor:
     return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), linear, out=i.out)
 
 
+def _around(i: Inputs, project) -> Tensor:
+    """What stands around the projection of `token_linear` in a block, with as few operators as there are."""
+    y = project(torch.nn.functional.rms_norm(i.x, i.norm.shape, i.norm, i.eps))
+    if i.gated:
+        gate, linear = y.chunk(2, -1)
+        return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), linear, out=i.out)
+    return torch.add(y, i.residual, out=i.out)
+
+
+def _matmul_in_block(i: Inputs) -> Tensor:
+    return _around(i, lambda x: torch.matmul(x, i.weight.t(), out=i.products))
+
+
+def _onednn_in_block(i: Inputs) -> Tensor:
+    return _around(i, lambda x: _onednn(x, i.weight))
+
+
 unpacked_matmul = Peer(_unpacked_matmul)
 numpy_matmul = Peer(_numpy_matmul)
 onednn_matmul = Peer(_onednn_matmul, unsuited=_no_onednn)
@@ -229,6 +246,8 @@ bfloat16_matmul = Peer(_bfloat16_matmul, unsuited=_no_bfloat16)
 unpacked_geglu = Peer(_unpacked_geglu)
 onednn_geglu = Peer(_onednn_geglu, unsuited=_no_onednn)
 separate_geglu = Peer(_separate_geglu)
+matmul_in_block = Peer(_matmul_in_block)
+onednn_in_block = Peer(_onednn_in_block, unsuited=_no_onednn)
 
 
 # --- Hamming distances and matching

@@ -1,4 +1,4 @@
-"""Schemas, checks, fakes and gradients of the fused binary-to-float projection."""
+"""Schemas, checks, fakes and gradients of the projections."""
 
 from __future__ import annotations
 
@@ -199,3 +199,34 @@ def _unpack_geglu_prepared(*args) -> list[Result]:
 
 define("unpack_geglu", _ARGUMENTS, _unpack_geglu, out=True)
 define("unpack_geglu_prepared", _PREPARED_ARGUMENTS, _unpack_geglu_prepared, out=True)
+
+
+def _token_linear(
+    x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, gated: bool
+) -> list[Result]:
+    checks.floats("x", x)
+    checks.has_dtype("weight", weight, _WEIGHTS)
+    shape = "(2 N, d)" if gated else "(N, d)"
+    checks.has_dims("weight", weight, 2, shape)
+    checks.on_device("weight", weight, x.device)
+    n, d = weight.shape
+    if d != x.shape[-1]:
+        raise ValueError(f"weight: expected {shape} with d = {x.shape[-1]} as in x, got {tuple(weight.shape)}")
+    checks.channels("norm", norm, d, x.device)
+    checks.is_number("eps", eps, 0.0)
+    results = [Result((*x.shape[:-1], n), x.dtype)]
+    if gated:
+        results = _halved("weight", results, shape)
+    if residual is not None:
+        checks.has_dtype("residual", residual, checks.FLOATS)
+        checks.has_shape("residual", residual, results[0].shape, "(..., N)")
+        checks.on_device("residual", residual, x.device)
+    return results
+
+
+define(
+    "token_linear",
+    "Tensor x, Tensor weight, Tensor? norm, float eps, Tensor? residual, bool gated",
+    _token_linear,
+    out=True,
+)

@@ -23,6 +23,7 @@ from .bits import (
 from .hamming import hamming_distance, hamming_topk
 from .matmul import (
     geglu,
+    token_linear,
     unpack_geglu,
     unpack_geglu_prepared,
     unpack_matmul,
@@ -49,6 +50,7 @@ __all__ = [
     "sign_scale",
     "sign_scale_backward",
     "signs",
+    "token_linear",
     "unpack_bits",
     "unpack_geglu",
     "unpack_geglu_prepared",

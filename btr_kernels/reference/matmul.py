@@ -123,3 +123,18 @@ def unpack_geglu_prepared(
     """`geglu` of an `unpack_matmul_prepared` in float32."""
     y = unpack_matmul_prepared(bits, data, factors, precision, bias, token_scale, torch.float32)
     return geglu(y).to(out_dtype)
+
+
+def token_linear(
+    x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, gated: bool
+) -> Tensor:
+    """rms_norm(x) @ weight.T, `geglu` of it if gated, + residual, computed in float32."""
+    y = x.float()
+    if norm is not None:
+        y = torch.nn.functional.rms_norm(y, norm.shape, norm.float(), eps)
+    y = y @ weight.float().T
+    if gated:
+        y = geglu(y)
+    if residual is not None:
+        y = y + residual.float()
+    return y.to(x.dtype)

@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const MatmulKernels matmul_avx2{avx2::run_matmul};
+extern const MatmulKernels matmul_avx2{avx2::run_matmul, avx2::run_linear};
 
 }  // namespace btr

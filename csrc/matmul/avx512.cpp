@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const MatmulKernels matmul_avx512{avx512::run_matmul};
+extern const MatmulKernels matmul_avx512{avx512::run_matmul, avx512::run_linear};
 
 }  // namespace btr

@@ -4,19 +4,12 @@
 
 #include "core/rows.h"
 #include "core/scratch.h"
+#include "matmul/dot.inl"
 #include "matmul/gelu.inl"
 #include "matmul/matmul.h"
 #include "matmul/vectors.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
-
-inline float sum_of(Floats v) {
-  float sums[kLanes<float>];
-  store(sums, v);
-  for (int step = kLanes<float> / 2; step; step /= 2)
-    for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
-  return sums[0];
-}
 
 // +-scale of every channel of a token.
 inline void expand_token(const MatmulArgs& args, const uint8_t* bits, float* expanded) {
@@ -30,111 +23,15 @@ inline void expand_token(const MatmulArgs& args, const uint8_t* bits, float* exp
   }
 }
 
-// --- Row-major weights: dot products.
-
-// sums[row][token] of `Rows` weight rows, `row` apart, times `Tokens` expanded tokens, over d channels. More of both in registers means fewer loads for
-// each multiply-add: 7 for 12 here at 3 x 4.
-template <int Rows, int Tokens>
-BTR_INLINE void dot_rows(const float* tokens, int64_t stride, const float* const* rows, int64_t row, int64_t d,
-                         float* sums) {
-  // An FMA takes four cycles and two start in each: with few tokens, several sums a product keep them busy.
-  constexpr int kChains = Rows * Tokens < 8 ? 8 / (Rows * Tokens) : 1, kStep = kLanes<float> * kChains;
-  Floats lanes[Rows][Tokens][kChains] = {};
-  int64_t c = 0;
-  for (; c + kStep <= d; c += kStep) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kChains; ++k) {
-      Floats w[Rows];
-#pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) {
-        // Into the rows after these: a row is too short for the hardware to fetch ahead in time.
-        if (k % (64 / kVectorBytes) == 0) __builtin_prefetch(rows[r] + Rows * row + c + kLanes<float> * k);
-        w[r] = load(rows[r] + c + kLanes<float> * k);
-      }
-#pragma GCC unroll 4
-      for (int t = 0; t < Tokens; ++t) {
-        const Floats x = load(tokens + t * stride + c + kLanes<float> * k);
-#pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) lanes[r][t][k] += x * w[r];
-      }
-    }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int t = 0; t < Tokens; ++t) {
-      Floats v = lanes[r][t][0];
-      for (int k = 1; k < kChains; ++k) v += lanes[r][t][k];
-      float sum = sum_of(v);
-      for (int64_t i = c; i < d; ++i) sum += tokens[t * stride + i] * rows[r][i];
-      sums[r * Tokens + t] = sum;
-    }
-  }
-}
-
-// `Rows` rows from `n` on, for all tokens of the block.
-template <int Rows, typename W>
-void dot_columns(const MatmulArgs& args, const float* expanded, int64_t stride, int64_t token, int64_t tokens,
-                 int64_t n, float* converted) {
-  // Of the gate, or all there is; and of the linear part.
-  const float* rows[2][Rows];
-  const auto row = [&](int part, int r) {
-    return load_row(static_cast<const W*>(args.weight) + (part * args.n + n + r) * args.d, args.d,
-                    converted + (part * Rows + r) * stride);
-  };
-  for (int r = 0; r < Rows; ++r) {
-    rows[0][r] = row(0, r);
-    if (args.gated) rows[1][r] = row(1, r);
-  }
-  const auto dot = [&](auto count, int64_t first) {
-    constexpr int kTokens = decltype(count)::value;
-    float values[2][Rows * kTokens];
-    for (int part = 0; part < (args.gated ? 2 : 1); ++part) {
-      std::fill(values[part], values[part] + Rows * kTokens, 0.0f);
-      for (int64_t begin = 0; begin < args.d; begin += MatmulKernels::kFloatChannels) {
-        const float* from[Rows];
-        for (int r = 0; r < Rows; ++r) from[r] = rows[part][r] + begin;
-        float sums[Rows * kTokens];
-        dot_rows<Rows, kTokens>(expanded + first * stride + begin, stride, from, args.d,
-                                std::min(args.d - begin, MatmulKernels::kFloatChannels), sums);
-        for (int i = 0; i < Rows * kTokens; ++i) values[part][i] += sums[i];
-      }
-      for (int r = 0; r < Rows; ++r) {
-        const float bias = args.bias ? args.bias[part * args.n + n + r] : 0.0f;
-        for (int t = 0; t < kTokens; ++t) {
-          const float token_scale = args.token_scale ? args.token_scale[token + first + t] : 1.0f;
-          values[part][r * kTokens + t] = values[part][r * kTokens + t] * token_scale + bias;
-        }
-      }
-    }
-    if (args.gated) apply_gate(values[0], values[1], Rows * kTokens);
-    with_float_type(args.out_type, [&](auto* type) {
-      using Out = std::remove_pointer_t<decltype(type)>;
-      for (int r = 0; r < Rows; ++r)
-        for (int t = 0; t < kTokens; ++t)
-          static_cast<Out*>(args.out)[(token + first + t) * args.n + n + r] =
-              from_float<Out>(values[0][r * kTokens + t]);
-    });
-  };
-  int64_t t = 0;
-  for (; t + 4 <= tokens; t += 4) dot(std::integral_constant<int, 4>(), t);
-  if (t + 2 <= tokens) {
-    dot(std::integral_constant<int, 2>(), t);
-    t += 2;
-  }
-  if (t < tokens) dot(std::integral_constant<int, 1>(), t);
-}
+// --- Row-major weights.
 
 template <typename W>
-void dot_block(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
-  // Three rows at once save loads. A single token saves none, and reads a weight from memory faster in one stream.
-  constexpr int kRows = 3;
-  const int64_t w = bytes_for(args.d), stride = (args.d + 15) / 16 * 16;
-  float* expanded = scratch.get<float>(tokens * stride);
-  float* converted = scratch.get<float>(2 * kRows * stride);
-  for (int64_t t = 0; t < tokens; ++t) expand_token(args, args.bits + (token + t) * w, expanded + t * stride);
-  int64_t n = first;
-  if (tokens > 1)
-    for (; n + kRows <= last; n += kRows) dot_columns<kRows, W>(args, expanded, stride, token, tokens, n, converted);
-  for (; n < last; ++n) dot_columns<1, W>(args, expanded, stride, token, tokens, n, converted);
+void few_rows(const MatmulArgs& args, int64_t token, int64_t tokens, int64_t first, int64_t last, Scratch& scratch) {
+  const Products products{args.weight,      args.n,  args.d,   args.gated,   args.bias,
+                          args.token_scale, nullptr, args.out, args.out_type};
+  const int64_t w = bytes_for(args.d);
+  dot_block<W>(products, token, tokens, first, last, scratch,
+               [&](int64_t t, float* row) { expand_token(args, args.bits + t * w, row); });
 }
 
 // --- Channel-major weights: sums of channels, without a sum across lanes. Sums of integers are exact, in int16 as long

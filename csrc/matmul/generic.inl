@@ -1,6 +1,7 @@
 // Kernels of matmul.h, written with the compiler's vector extension, so that every instruction set compiles the same
 // code to its own vectors.
 #include "matmul/few.inl"
+#include "matmul/linear.inl"
 #include "matmul/lookup.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
@@ -8,7 +9,7 @@ namespace btr::BTR_ISA_NAMESPACE {
 template <typename W>
 void row_major_block(const MatmulArgs& args, const MatmulPlan& plan, int64_t token, int64_t tokens, int64_t first,
                      int64_t last, Scratch& scratch) {
-  if (!plan.table_bits) return dot_block<W>(args, token, tokens, first, last, scratch);
+  if (!plan.table_bits) return few_rows<W>(args, token, tokens, first, last, scratch);
   float* rows = scratch.get<float>(kGroup * kColumns<float>);
   float* tile = scratch.get<float>(kGroup * kColumns<float>);
   lookup_block<float>(args, plan, token, tokens, first, last, scratch, [&](int64_t column, int64_t channel) {
@@ -28,20 +29,15 @@ void channel_major_block(const MatmulArgs& args, const MatmulPlan& plan, int64_t
 }
 
 inline void run_matmul(const MatmulArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end) {
-  const int64_t stripes = (args.n + kStripe - 1) / kStripe;
   for (int64_t piece = begin; piece < end; ++piece) {
-    const int64_t token = piece / plan.column_parts * plan.block, part = piece % plan.column_parts;
-    const int64_t tokens = args.m - token < plan.block ? args.m - token : plan.block;
-    const int64_t first = stripes * part / plan.column_parts * kStripe;
-    const int64_t end_column = stripes * (part + 1) / plan.column_parts * kStripe;
-    const int64_t last = end_column < args.n ? end_column : args.n;
+    const MatmulPiece p = piece_of(plan, args.m, args.n, piece);
     Scratch scratch;
     const auto block = [&](auto* type) {
       using W = std::remove_pointer_t<decltype(type)>;
       if (args.channel_major)
-        channel_major_block<W>(args, plan, token, tokens, first, last, scratch);
+        channel_major_block<W>(args, plan, p.token, p.tokens, p.first, p.last, scratch);
       else if constexpr (!std::is_integral_v<W>)
-        row_major_block<W>(args, plan, token, tokens, first, last, scratch);
+        row_major_block<W>(args, plan, p.token, p.tokens, p.first, p.last, scratch);
     };
     with_float_type(args.weight_type, block);
     if (args.weight_type == DType::i16) block(static_cast<int16_t*>(nullptr));

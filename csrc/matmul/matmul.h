@@ -22,6 +22,10 @@
 // Gated, for T5's feed-forward: the weight has 2n columns (n rows of the gate, then n of the linear part), and
 //   out[m, n] = gelu(column n) * column n + N, each with its bias; both are computed in the same pass and never written.
 //
+// Float tokens (`LinearArgs`): the products of decoding, one or few tokens at a time, with what stands before and after
+//   them in a T5 block: x normalised by its root mean square, the weight row-major, the gate, the residual added.
+//   Limit: the bandwidth at which the weight arrives.
+//
 // Work is split by token blocks and stripes of columns; see `MatmulPlan`.
 #pragma once
 
@@ -50,6 +54,22 @@ struct MatmulArgs {
   int64_t weight_columns() const { return gated ? 2 * n : n; }
 };
 
+struct LinearArgs {
+  const void* x;  // (m, d)
+  DType x_type;   // f32, f16, bf16, as the other types
+  const float* norm;  // (d,) or null: x as it is
+  float eps;
+  const void* weight;  // (weight columns, d)
+  DType weight_type;
+  const float* residual;  // (m, n) or null
+  void* out;              // (m, n)
+  DType out_type;
+  int64_t m, n, d;
+  bool gated;
+
+  int64_t weight_columns() const { return gated ? 2 * n : n; }
+};
+
 inline int64_t groups_for(int64_t channels) { return (channels + 63) / 64; }
 
 // Independent pieces of one product: piece i covers token block i / column_parts and column part i % column_parts.
@@ -62,6 +82,11 @@ struct MatmulPlan {
   int64_t pieces() const { return blocks * column_parts; }
 };
 
+// What one of them computes: columns [first, last) of tokens [token, token + tokens).
+struct MatmulPiece {
+  int64_t token, tokens, first, last;
+};
+
 struct MatmulKernels {
   static constexpr int kGroup = 64;                     // channels a set of tables: a word of bits
   static constexpr int64_t kByteChannels = 4 * kGroup;  // channels of int8 that int16 sums hold
@@ -71,9 +96,12 @@ struct MatmulKernels {
 
   // Pieces [begin, end) of the plan.
   void (*run)(const MatmulArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end);
+  void (*run_linear)(const LinearArgs& args, const MatmulPlan& plan, int64_t begin, int64_t end);
 };
 
 BTR_EXPORT MatmulPlan plan_matmul(const MatmulArgs& args, int threads);
+BTR_EXPORT MatmulPlan plan_linear(const LinearArgs& args, int threads);
+BTR_EXPORT MatmulPiece piece_of(const MatmulPlan& plan, int64_t m, int64_t n, int64_t piece);
 BTR_EXPORT const MatmulKernels& matmul_kernels();
 
 }  // namespace btr

@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const MatmulKernels matmul_neon{neon::run_matmul};
+extern const MatmulKernels matmul_neon{neon::run_matmul, neon::run_linear};
 
 }  // namespace btr

@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const MatmulKernels matmul_portable{portable::run_matmul};
+extern const MatmulKernels matmul_portable{portable::run_matmul, portable::run_linear};
 
 }  // namespace btr

@@ -11,46 +11,15 @@
 #include <vector>
 
 #include "bits/bits.h"
+#include "checking.h"
 #include "core/isa.h"
 #include "core/tuning.h"
 #include "hamming/hamming.h"
-#include "matmul/matmul.h"
 #include "merging/merging.h"
 
 using namespace btr;
 
 namespace {
-
-int passed = 0, failed = 0;
-std::mt19937_64 random_bits(20231);
-
-void expect(bool ok, const std::string& what) {
-  ok ? ++passed : ++failed;
-  if (!ok) std::printf("FAILED %s\n", what.c_str());
-}
-
-// A heap block without slack, so that one element too far is an error.
-template <typename T>
-std::unique_ptr<T[]> exact(int64_t count) {
-  return std::unique_ptr<T[]>(new T[size_t(count)]);
-}
-
-std::unique_ptr<uint8_t[]> random_bytes(int64_t count) {
-  auto bytes = exact<uint8_t>(count);
-  for (int64_t i = 0; i < count; ++i) bytes[size_t(i)] = uint8_t(random_bits());
-  return bytes;
-}
-
-std::unique_ptr<float[]> random_floats(int64_t count) {
-  std::normal_distribution<float> normal;
-  auto values = exact<float>(count);
-  for (int64_t i = 0; i < count; ++i) values[size_t(i)] = normal(random_bits);
-  return values;
-}
-
-bool bit(const uint8_t* bits, int64_t c) { return bits[c / 8] >> (c % 8) & 1; }
-
-bool close(float a, double b, double tolerance) { return std::fabs(a - b) <= tolerance * (1 + std::fabs(b)); }
 
 void check_bits(int64_t rows, int64_t d, const std::string& at) {
   const int64_t w = bytes_for(d);
@@ -175,78 +144,6 @@ void check_masked(int64_t rows, int64_t w, int64_t k, const std::string& at) {
   expect(ok, "compress, expand " + at);
 }
 
-double gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.141592653589793) * (x + 0.044715 * x * x * x))); }
-
-// `type`: f32 in both layouts, or integers channel-major. Gated, n are the columns of the weight, half of them of out.
-void check_matmul(int64_t m, int64_t n, int64_t d, DType type, bool channel_major, bool gated, const std::string& at) {
-  const int64_t groups = groups_for(d);
-  auto bits = random_bytes(m * bytes_for(d));
-  auto weight = random_floats(n * d), scale = random_floats(d), bias = random_floats(n), token_scale = random_floats(m);
-  auto factors = random_floats(groups * n), out = exact<float>(gated ? m * n / 2 : m * n);
-  auto bytes = exact<int8_t>(n * d);
-  auto shorts = exact<int16_t>(n * d);
-  for (int64_t i = 0; i < n * d; ++i) {
-    bytes[size_t(i)] = int8_t(random_bits() % 255 - 127);
-    shorts[size_t(i)] = int16_t(random_bits() % 1023 - 511);
-  }
-  const bool floats = type == DType::f32;
-  MatmulArgs args{};
-  args.bits = bits.get();
-  args.weight = type == DType::i8    ? static_cast<const void*>(bytes.get())
-                : type == DType::i16 ? static_cast<const void*>(shorts.get())
-                                     : weight.get();
-  args.weight_type = type;
-  args.channel_major = channel_major;
-  args.scale = channel_major ? nullptr : scale.get();
-  args.factors = floats ? nullptr : factors.get();
-  args.factor_blocks = floats ? 0 : type == DType::i8 ? 1 : groups;
-  args.bias = bias.get();
-  args.token_scale = token_scale.get();
-  args.out = out.get();
-  args.m = m, args.n = gated ? n / 2 : n, args.d = d, args.gated = gated;
-  const MatmulPlan plan = plan_matmul(args, 3);
-  matmul_kernels().run(args, plan, 0, plan.pieces());
-  bool ok = true;
-  std::vector<double> values(static_cast<size_t>(n)), sizes(static_cast<size_t>(n));
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      double sum = 0, size = 0;
-      for (int64_t c = 0; c < d; ++c) {
-        const size_t at_weight = size_t(channel_major ? c * n + j : j * d + c);
-        const double v = type == DType::i8    ? bytes[at_weight] * double(factors[size_t(j)])
-                         : type == DType::i16 ? shorts[at_weight] * double(factors[size_t(c / 64 * n + j)])
-                                              : weight[at_weight] * (channel_major ? 1.0 : double(scale[size_t(c)]));
-        sum += bit(bits.get() + i * bytes_for(d), c) ? v : -v;
-        size += std::fabs(v);
-      }
-      values[size_t(j)] = sum * token_scale[size_t(i)] + bias[size_t(j)];
-      sizes[size_t(j)] = 1e-6 * (size + 1);
-    }
-    for (int64_t j = 0; j < args.n; ++j) {
-      double value = values[size_t(j)], size = sizes[size_t(j)];
-      if (gated) {
-        const double linear = values[size_t(args.n + j)];
-        size = 2 * (size * std::fabs(linear) + sizes[size_t(args.n + j)] * std::fabs(gelu(value)));
-        value = gelu(value) * linear;
-      }
-      ok &= close(out[size_t(i * args.n + j)], value, size);
-    }
-  }
-  expect(ok, "matmul " + at);
-}
-
-void check_all_matmuls(int64_t m, int64_t n, int64_t d, const std::string& name) {
-  const std::string at = name + " m " + std::to_string(m) + " n " + std::to_string(n) + " d " + std::to_string(d);
-  for (bool gated : {false, true}) {
-    if (gated && n % 2) continue;
-    const std::string form = at + (gated ? " gated" : "");
-    check_matmul(m, n, d, DType::f32, false, gated, form + " row-major");
-    check_matmul(m, n, d, DType::f32, true, gated, form + " channel-major");
-    check_matmul(m, n, d, DType::i16, true, gated, form + " int16");
-    check_matmul(m, n, d, DType::i8, true, gated, form + " int8");
-  }
-}
-
 int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
   int sum = 0;
   for (int64_t c = 0; c < 8 * w; ++c) sum += bit(a, c) != bit(b, c);
@@ -363,19 +260,7 @@ int main() {
       for (int64_t rows : {0, 1, 5, 200})
         for (int64_t k : {int64_t(-1), int64_t(1), 2 * w, 7 * w, 8 * w})
           check_masked(rows, w, k, name + " rows " + std::to_string(rows) + " w " + std::to_string(w) + " k " + std::to_string(k));
-    for (int64_t d : {1, 63, 64, 65, 300})
-      for (int64_t m : {1, 2, 5, 13, 22})
-        for (int64_t n : {1, 17, 50, 66, 260}) check_all_matmuls(m, n, d, name);
-    set_tuning("matmul.streaming_bytes", 0);
-    for (const char* bits : {"4", "5"}) {
-      set_tuning("matmul.wide_tables_tokens", *bits == '4' ? 1 << 20 : 0);
-      check_all_matmuls(21, 128, 70, name + " streaming, tables of " + bits);
-    }
-    set_tuning("matmul.streaming_bytes", std::nullopt);
-    set_tuning("matmul.wide_tables_tokens", std::nullopt);
-    set_tuning("matmul.block_tokens", 1000);
-    check_all_matmuls(1030, 18, 65, name + " two blocks");
-    set_tuning("matmul.block_tokens", std::nullopt);
+    check_projections(name);
     for (int64_t w : {1, 7, 8, 9, 96})
       for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
     // Every number of registers of a block of b, a token of several chunks or registers, and those at the widest that

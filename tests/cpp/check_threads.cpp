@@ -90,6 +90,12 @@ Results run_all(const Inputs& in) {
   const MatmulPlan plan = plan_matmul(args, 2);
   matmul_kernels().run(args, plan, 0, plan.pieces());
   results.add_rounded(product);
+  LinearArgs linear{};
+  linear.x = in.x.data(), linear.norm = in.scale.data(), linear.weight = in.weight.data(), linear.out = product.data();
+  linear.eps = 1e-6f, linear.m = kTokens, linear.n = kColumns, linear.d = kD;
+  const MatmulPlan linear_plan = plan_linear(linear, 2);
+  matmul_kernels().run_linear(linear, linear_plan, 0, linear_plan.pieces());
+  results.add_rounded(product);
 
   std::vector<int32_t> distances(kTokens * kTokens), nearest(kTokens * 3), slot(kTokens), sizes(kKept);
   std::vector<int64_t> index(kTokens * 3);

@@ -363,6 +363,16 @@ OPERATORS = {
             has_out=True,
         ),
         Operator(
+            "token_linear",
+            projections.token_linear,
+            defined.token_linear,
+            projections.token_linear_terms,
+            public=lambda x, weight, norm, eps, residual, gated: bk.token_linear(
+                x, weight, norm=norm, eps=eps, residual=residual, gated=gated
+            ),
+            has_out=True,
+        ),
+        Operator(
             "hamming_distance", _hamming_distance, defined.hamming_distance, public=bk.hamming_distance, has_out=True
         ),
         Operator("hamming_topk", _hamming_topk, defined.hamming_topk, public=bk.hamming_topk),

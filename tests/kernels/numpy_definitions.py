@@ -212,6 +212,16 @@ def gated(project):
     return product
 
 
+def token_linear(x, weight, norm, eps, residual, gated_pair):
+    y = np.empty((*x.shape[:-1], len(weight)))
+    for row, result in zip(_rows(x), _rows(y), strict=True):
+        if norm is not None:
+            row = row / _magnitude(row, "rms", eps) * norm
+        result[:] = [np.sum(row * weights) for weights in weight]
+    (y,) = gated(lambda: (y,))() if gated_pair else (y,)
+    return (y if residual is None else y + residual,)
+
+
 def _distance(a: np.ndarray, b: np.ndarray) -> int:
     return (int.from_bytes(a.tobytes(), "big") ^ int.from_bytes(b.tobytes(), "big")).bit_count()
 

@@ -135,3 +135,30 @@ def gated_terms(project, terms):
         return (np.where(unasked | (gate_terms**3 > FLOAT32_MAX), UNASKED, size),)
 
     return of_product
+
+
+def token_linear(picks, tokens, d):
+    shape, n = leading(picks, tokens), columns(picks)
+    gated = picks.choice((False, True))
+    norm = picks.maybe(lambda: picks.floats((d,)))
+    return (
+        picks.floats((*shape, d), special=norm is None),
+        picks.floats((2 * n if gated else n, d)),
+        norm,
+        picks.choice((1e-6, 0.1)),
+        picks.maybe(lambda: picks.floats((*shape, n))),
+        gated,
+    )
+
+
+def token_linear_terms(x, weight, norm, eps, residual, gated):
+    def terms(x, weight, norm, eps):
+        absolute = [None if v is None else np.abs(v) for v in (x, weight, norm)]
+        sums = defined.token_linear(*map(finite, absolute), eps, None, False)[0]
+        return (np.where(sums > FLOAT32_MAX / 4, UNASKED, defined.token_linear(*absolute, eps, None, False)[0]),)
+
+    def products(*args):
+        return defined.token_linear(*args, None, False)
+
+    (size,) = (gated_terms(products, terms) if gated else terms)(x, weight, norm, eps)
+    return (size if residual is None else np.where(size == UNASKED, UNASKED, size + np.abs(residual)),)

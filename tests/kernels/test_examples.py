@@ -199,6 +199,22 @@ def test_geglu_of_two_projections(implementation):
     torch.testing.assert_close(got, torch.tensor([[-0.0454023 * 2, 0.0]]), rtol=1e-5, atol=1e-7)
 
 
+def test_linear_after_a_norm_before_a_residual(implementation):
+    """3 and 4 over their root mean square, sqrt(12.5), times 1 and 2; products 11 and -5 of that."""
+    weight, root = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), 12.5**0.5
+    got = bk.token_linear(
+        torch.tensor([3.0, 4.0]), weight, norm=torch.tensor([1.0, 2.0]), eps=0.0, residual=torch.tensor([1.0, 0.5])
+    )
+    torch.testing.assert_close(got, torch.tensor([1 + 11 / root, 0.5 - 5 / root]))
+
+
+def test_gated_linear(implementation):
+    """A gate of -2 and of 0, times 2 and 5, as of `test_geglu_of_two_projections`, plus 10."""
+    weight = torch.tensor([[1.0, 3.0], [2.0, 2.0], [4.0, 2.0], [4.0, -1.0]])
+    got = bk.token_linear(torch.tensor([[1.0, -1.0]]), weight, residual=torch.full((1, 2), 10.0), gated=True)
+    torch.testing.assert_close(got, torch.tensor([[10 - 0.0454023 * 2, 10.0]]), rtol=1e-5, atol=1e-7)
+
+
 def test_int8_rows_of_zeros_stay_zero(implementation):
     prepared = bk.prepare_weight(torch.tensor([[0.0, 0.0], [1.0, -127.0]]), precision="int8")
     assert bk.unpack_matmul(torch.tensor([[0b11]], dtype=torch.uint8), prepared).tolist() == [[0.0, -126.0]]

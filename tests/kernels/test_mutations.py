@@ -59,6 +59,8 @@ MUTATIONS = [
     ("unpack_matmul", rounded_twice),
     ("unpack_matmul_prepared", largest_element_wrong_in_its_ninth_bit),
     ("unpack_geglu", largest_element_wrong_in_its_ninth_bit),
+    ("token_linear", largest_element_wrong_in_its_ninth_bit),
+    ("token_linear", rounded_to_bfloat16),
     ("merge_tokens", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", rounded_to_bfloat16),
     ("merge_tokens_backward", largest_element_wrong_in_its_ninth_bit),

@@ -21,6 +21,11 @@ def _project_prepared(function, args, out):
     return function(args[0], weight, bias=args[4], token_scale=args[5], out=out)
 
 
+def _linear(args, out):
+    x, weight, norm, eps, residual, gated = args
+    return bk.token_linear(x, weight, norm=norm, eps=eps, residual=residual, gated=gated, out=out)
+
+
 PUBLIC_OUT = {
     "pack_bits": lambda args, out: bk.pack_bits(*args, out=out),
     "unpack_bits": lambda args, out: bk.unpack_bits(*args[:4], token_scale=args[4], out=out),
@@ -30,6 +35,7 @@ PUBLIC_OUT = {
     "unpack_matmul_prepared": lambda args, out: _project_prepared(bk.unpack_matmul, args, out),
     "unpack_geglu": lambda args, out: _project(bk.unpack_geglu, args, out),
     "unpack_geglu_prepared": lambda args, out: _project_prepared(bk.unpack_geglu, args, out),
+    "token_linear": _linear,
     "hamming_distance": lambda args, out: bk.hamming_distance(*args, out=out),
 }
 

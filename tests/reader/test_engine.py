@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import btr_kernels
 from btr_reader import encoder
@@ -17,7 +18,8 @@ from btr_reader.cosine import match_by_cosine
 from btr_reader.decoder import CrossMemory, DecoderSteps, GreedyDecoder
 from btr_reader.engine import ReaderEngine
 from btr_reader.graphs import MEMORY_STEP, GraphedSteps
-from btr_reader.linears import Int8Linears, float_linear, side_by_side
+from btr_reader.huge_pages import HugePages
+from btr_reader.linears import BlockLinears, Int8Linears, float_linear, side_by_side
 from btr_reader.shares import Compression
 
 
@@ -62,12 +64,45 @@ def test_int8_linears_are_near_and_quantized_once():
         apply(nn.Linear(40, 3, bias=False, device="meta"), x)
 
 
-def test_layers_side_by_side():
-    parts = layers(24, 8, 16)
-    joint = side_by_side(parts)
+@pytest.mark.parametrize("huge_pages", [False, True])
+def test_layers_side_by_side(huge_pages):
+    parts, (alone,) = layers(24, 8, 16), layers(5)
+    joint, same = side_by_side([parts, [alone]], huge_pages=huge_pages)
     assert joint.weight.shape == (48, 40) and not joint.weight.requires_grad
     x = torch.randn(5, 40)
     torch.testing.assert_close(joint(x), torch.cat([part(x) for part in parts], dim=1))
+    torch.testing.assert_close(same(x), alone(x))
+    assert (same is alone) is not huge_pages
+    with torch.no_grad():
+        parts[0].weight.zero_()
+    assert joint.weight.all()
+
+
+def test_tensors_in_huge_pages_are_apart_aligned_and_outlive_their_memory():
+    memory = HugePages(4 * 15 + 2 * 7, 2)
+    a, b = memory.empty((3, 5)), memory.empty((7,), torch.bfloat16)
+    assert a.data_ptr() % (2 << 20) == 0 and b.data_ptr() % 64 == 0
+    assert not a.any() and b.dtype == torch.bfloat16
+    a.fill_(1)
+    del memory
+    assert not b.any() and bool((a == 1).all())
+    with pytest.raises(ValueError):
+        HugePages(64).empty((3 << 20,))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 11])
+@pytest.mark.parametrize("gated", [False, True])
+def test_block_linear_is_the_same_in_one_kernel_and_apart(tokens, gated):
+    (linear,) = layers(48)
+    norm = T5LayerNorm(40)
+    norm.weight.data.uniform_(0.5, 1.5)
+    x, residual = torch.randn(1, tokens, 40), torch.randn(1, tokens, 24 if gated else 48)
+    with torch.inference_mode():
+        got = BlockLinears(float_linear)(linear, x, norm=norm, residual=residual, gated=gated)
+        apart = BlockLinears(lambda layer, states: layer(states))(linear, x, norm=norm, residual=residual, gated=gated)
+        plain = BlockLinears(float_linear)(linear, x)
+    torch.testing.assert_close(got, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain, linear(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])

@@ -1,4 +1,4 @@
-"""Rows of the projection of packed tokens and of preparing its weight.
+"""Rows of the projections, of packed tokens and of few float tokens, and of preparing a weight.
 
 The peers of the targets are float32 matmuls, PyTorch's and NumPy's, on tokens that are already unpacked and scaled;
 8-bit and bfloat16 weights are also compared with a matmul in bfloat16, where the CPU has instructions for it. A
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from ... import prepare_weight, reference, unpack_geglu, unpack_matmul
+from ... import prepare_weight, reference, token_linear, unpack_geglu, unpack_matmul
 from .. import peers
 from ..case import Case, Inputs, Target, Traffic
 from .common import BASE, BF16, F16, F32, LARGE, ROUNDING, Generator, codes, dtype_name, normal, scale, title
@@ -153,6 +153,42 @@ def geglu(m: int, n: int, d: int, precision: Form, quick: bool = False) -> Case:
     )
 
 
+def linear(m: int, n: int, d: int, gated: bool = False, quick: bool = False) -> Case:
+    """A projection of a decoder's step, with the norm before it and the gate or the residual behind."""
+    columns = n // 2 if gated else n
+
+    def make(g: Generator) -> Inputs:
+        return Inputs(
+            x=normal(g, m, d),
+            weight=normal(g, n, d) / d**0.5,
+            norm=scale(g, d),
+            eps=1e-6,
+            residual=None if gated else normal(g, m, columns),
+            gated=gated,
+            products=torch.zeros(m, n),
+            out=torch.zeros(m, columns),
+        )
+
+    return Case(
+        title("token_linear", "geglu" if gated else "residual", f"M={m} {d}->{'2x' if gated else ''}{columns}"),
+        "token_linear",
+        make,
+        ours=lambda i: token_linear(
+            i.x, i.weight, norm=i.norm, eps=i.eps, residual=i.residual, gated=i.gated, out=i.out
+        ),
+        baseline=lambda i: reference.token_linear(i.x, i.weight, i.norm, i.eps, i.residual, i.gated),
+        peers={
+            "torch.matmul and the operators around": peers.matmul_in_block,
+            "oneDNN linear and the operators around": peers.onednn_in_block,
+        },
+        bytes=Traffic(n * d * F32.itemsize, m * columns * F32.itemsize),
+        operations=2 * m * n * d,
+        limit="read",
+        tolerance=2 * ROUNDING,
+        quick=quick,
+    )
+
+
 def prepare(n: int, d: int, precision: str, quick: bool = False) -> Case:
     """What making a prepared weight costs, against folding the scale in alone."""
 
@@ -209,5 +245,9 @@ CASES: tuple[Case, ...] = (
         for n, d in ((2048, BASE), (2816, LARGE))
         for m, precision in ((64, "exact"), (1280, "exact"), (1280, "fast"))
     ),
+    *(linear(m, 768, BASE, quick=m == 1) for m in (1, 4, 8)),
+    *(linear(m, 2 * 2048, BASE, gated=True, quick=m == 1) for m in (1, 8)),
+    *(linear(1, n, d) for n, d in ((32128, BASE), (1024, LARGE))),
+    linear(1, 2 * 2816, LARGE, gated=True),
     *(prepare(2048, BASE, precision, quick=precision == "exact") for precision in ("exact", "fast", "int8")),
 )
