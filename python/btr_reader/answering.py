@@ -112,7 +112,7 @@ class Answerer:
                 raise ValueError("questions of one batch must have the same choices: use a batch size of 1")
             choice_ids = [tokenizer.letter_id(letter) for letter in letters]
             logits = self.engine.choice_logits(query, passages, choice_ids).tolist()
-            return [_choice(dict(zip(letters, row, strict=True))) for row in logits]
+            return [choice(dict(zip(letters, row, strict=True))) for row in logits]
         generated = self.engine.generate(query, passages, self.max_new_tokens)
         return [{"generation": tokenizer.decode(ids)} for ids in generated]
 
@@ -136,5 +136,6 @@ class Answerer:
         return self.engine.reader.tokenizer.encode_passage(text, room)
 
 
-def _choice(logits: dict[str, float]) -> dict[str, Any]:
+def choice(logits: dict[str, float]) -> dict[str, Any]:
+    """The fields of a result whose answer is the choice with the greatest logit."""
     return {"generation": max(logits, key=logits.__getitem__), "choice_logits": logits}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,16 @@ def evaluate_file(path: str | Path, task: TaskName) -> dict[str, float]:
     >>> evaluate_file("answers.jsonl", "nq")  # doctest: +SKIP
     {'questions': 652.0, 'exact_match': 41.1, 'f1': 49.3}
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     rows = list(read_jsonl(path))
     if not rows:
         raise ValueError(f"{path}: the file has no results")
+    return evaluate_results(rows, task)
+
+
+def evaluate_results(rows: Sequence[tuple[str, dict[str, Any]]], task: TaskName) -> dict[str, float]:
+    """The same over results that are at hand, at least one, each with what to call it in messages."""
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     for where, row in rows:
         if not isinstance(row.get("generation"), str):
             raise ValueError(f"{where}: field 'generation' must be a string, got {row.get('generation')!r}")

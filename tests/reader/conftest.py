@@ -17,8 +17,9 @@ from btr_reader.passages import Passage, parse_passage
 from btr_reader.reader import Reader, random_reader
 from btr_reader.settings import ReaderSettings, t5_config
 from btr_reader.tokenizer import ReaderTokenizer
+from btr_reader.training.facts import fact_texts
 
-from .helpers import SMALL
+from .helpers import SMALL, TINY
 from .retrieval_helpers import tiny_encoder
 
 
@@ -116,3 +117,18 @@ def offline_states():
         return states.unflatten(0, batch.sizes.shape[:2])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def facts_tokenizer() -> ReaderTokenizer:
+    return ReaderTokenizer.train(list(fact_texts(20)), 390)
+
+
+@pytest.fixture
+def tiny_reader(facts_tokenizer):
+    """tiny_reader(seed) -> a reader of the generated task's words that was never calibrated."""
+
+    def make(seed: int = 0) -> Reader:
+        return random_reader(t5_config(TINY), ReaderSettings(2), tokenizer=facts_tokenizer, seed=seed)
+
+    return make

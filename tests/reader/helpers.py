@@ -15,6 +15,8 @@ from btr_reader.settings import Shape
 
 # Neither the channels nor the heads' total width is a multiple of 8: pad bits take part.
 SMALL = Shape(d_model=44, d_ff=72, heads=3, head_size=12, layers=4, cut_layer=2, vocabulary=1100)
+# That of training tests, whose tokenizer knows the words of the generated task only.
+TINY = Shape(d_model=24, d_ff=48, heads=2, head_size=12, layers=3, cut_layer=2, vocabulary=400)
 
 
 def run(*arguments: object) -> int:

@@ -126,7 +126,7 @@ def test_empty_and_unknown(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         evaluate_file(results(tmp_path / "r.jsonl", []), "nq")
     with pytest.raises(ValueError, match="task must be one of"):
-        evaluate_file(tmp_path / "r.jsonl", "squad")
+        evaluate_file(results(tmp_path / "r.jsonl", [{"generation": "x", "answers": ["x"]}]), "squad")
     (tmp_path / "bad.jsonl").write_text(json.dumps({"generation": "x", "answers": ["x"]}) + "\n{oops\n")
     with pytest.raises(ValueError, match=r"bad.jsonl:2: not valid JSON"):
         evaluate_file(tmp_path / "bad.jsonl", "nq")

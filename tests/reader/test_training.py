@@ -104,7 +104,7 @@ def test_training_sees_what_reading_will(make_reader, offline_states, queries, t
     content = {"atlas": token_batch.content, "deformer": states}.get(form)
     read = PassageBatch(states if content is None else content, token_batch.sizes)
     if form == "btr":
-        signs, merged, _ = merge_signs(torch.where(states >= 0, 1.0, -1.0), token_batch.sizes, 0.6)
+        signs, merged, _ = merge_signs(torch.where(states >= 0, 1.0, -1.0), token_batch, 0.6)
         read = PassageBatch(btr_kernels.pack_bits(signs), merged.sizes, merged.positions)
     memory = ReaderEngine(reader, form, compression).encode(queries, read)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_merged_signs_are_the_stored_bits_and_have_gradients():
     sizes = torch.ones(1, 2, 9, dtype=torch.int32)
     sizes[0, 1, 6:] = 0
     signs = binary_signs(states, Surrogate(clamp=100.0).at(0))
-    merged, batch, slots = merge_signs(signs, sizes, 0.5)
+    merged, batch, slots = merge_signs(signs, PassageBatch(torch.zeros_like(sizes), sizes), 0.5)
     bits = btr_kernels.pack_bits(states.detach()[0])
     plan = btr_kernels.match_tokens(bits, 0.5, torch.tensor([9, 6]))
     stored, stored_sizes = btr_kernels.merge_bits(bits, plan)

@@ -21,12 +21,12 @@ def make_facts(
         task: Format of the questions.
         train: Questions to train on.
         dev: Questions to test on.
-        passages: Passages per question; one states the fact that is asked for.
+        passages: Passages per question: one states the fact that is asked for, the others are what BM25 finds beside it.
         seed: Another seed gives other questions.
     """
     from ..jsonl import write_jsonl
     from ..tokenizer import ReaderTokenizer
-    from ..training.facts import fact_questions, fact_texts
+    from ..training.facts import fact_corpus, fact_questions, fact_texts
 
     for name, count in (("train", train), ("dev", dev)):
         if count < 1:
@@ -35,6 +35,6 @@ def make_facts(
     asked = list(fact_questions(task, dev, passages, seed=2 * seed + 1))
     write_jsonl(out / "train.jsonl", fact_questions(task, train, passages, seed=2 * seed))
     write_jsonl(out / "dev.jsonl", asked)
-    write_jsonl(out / "passages.jsonl", (passage for question in asked for passage in question["passages"]))
+    write_jsonl(out / "passages.jsonl", fact_corpus(asked))
     ReaderTokenizer.train(list(fact_texts(200)), 1000).save(out / "tokenizer")
     print(f"{out}: {train} questions to train on, {dev} to test on, {passages} passages each")

@@ -24,7 +24,9 @@ class TrainingFiles:
     out: Path
     """Directory for the best reader, metrics and checkpoints; the same command continues a run that was stopped."""
     task: Literal["nq", "triviaqa", "webq", "fever", "mmlu"] = "nq"
-    """Format of the questions."""
+    """Format of the questions, and whose metrics the scores on the dev set are."""
+    permutations: Literal["none", "cyclic", "all"] = "none"
+    """Orders in which the options of multiple-choice questions are asked, to train and to test."""
 
 
 TEACHER = TrainingSettings(objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0))
@@ -77,10 +79,12 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     from ..reader import load_reader
     from ..training.examples import read_examples
     from ..training.loop import Trainer
-    from ..training.run import BEST
+    from ..training.run import BEST, shown
 
     reader = load_reader(files.reader)
-    examples, dev = (read_examples(path, files.task, reader.tokenizer) for path in (files.train, files.dev))
+    examples, dev = (
+        read_examples(path, files.task, reader.tokenizer, files.permutations) for path in (files.train, files.dev)
+    )
     if teacher is None:
         objectives = replace(settings.objectives, distillation=0.0, divergence=0.0)
         if objectives != settings.objectives:
@@ -89,9 +93,8 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     if form == "btr" and reader.residual_scale is None:
         passages = [passage for example in examples for passage in example.passages][:CALIBRATION_PASSAGES]
         reader = replace(reader, residual_scale=calibrate_residual_scale(reader, passages, settings.passage_length))
-    trainer = Trainer(reader, form, settings, files.out, None if teacher is None else load_reader(teacher))
+    taught_by = None if teacher is None else load_reader(teacher)
+    trainer = Trainer(reader, form, settings, files.out, taught_by, task=files.task)
     best = trainer.train(examples, dev)
-    print(
-        f"{files.out / BEST}: step {best['step']}, exact match {best['exact_match']:.1f}, F1 {best['f1']:.1f} on "
-        f"{len(dev)} questions"
-    )
+    scores = {name: score for name, score in best.items() if name != "step"}
+    print(f"{files.out / BEST}: step {best['step']}, {shown(scores)} on {len(dev)} questions")

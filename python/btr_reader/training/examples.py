@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..batches import pad_passages, pad_queries
 from ..passages import Passage, parse_passage
-from ..tasks import SENTINEL, TaskName, read_questions
+from ..tasks import SENTINEL, Permutations, TaskName, read_questions
 from ..tokenizer import EOS, PAD, ReaderTokenizer
 from .forward import Batch
 from .settings import TrainingSettings
@@ -19,27 +20,31 @@ from .settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Example:
-    """A question's prompt, the accepted answers, and its passages."""
+    """A question's prompt, the accepted answers, and its passages; its choices and metadata as in `Question`."""
 
     query: str
     answers: list[str]
     passages: list[Passage]
+    choices: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def read_examples(path: str | Path, task: TaskName, tokenizer: ReaderTokenizer) -> list[Example]:
+def read_examples(
+    path: str | Path, task: TaskName, tokenizer: ReaderTokenizer, permutations: Permutations = "none"
+) -> list[Example]:
     """The questions of a file in Atlas' format of the task, which must come with answers and passages' texts.
 
-    Raises `ValueError` naming the question that lacks either.
+    permutations: orders in which the options of multiple-choice questions are asked, each an example. Raises `ValueError` naming the question that lacks either.
     """
     examples = []
-    for question in read_questions(path, task, tokenizer):
+    for question in read_questions(path, task, tokenizer, permutations):
         where = f"{path}: question {question.id!r}"
         if not question.answers:
             raise ValueError(f"{where} has no answers to train on")
         if not question.passages:
             raise ValueError(f"{where} has no passages: give them in its field 'passages' (see btr retrieve)")
         passages = [parse_passage(record, where) for record in question.passages]
-        examples.append(Example(question.query, question.answers, passages))
+        examples.append(Example(question.query, question.answers, passages, question.choices, question.metadata))
     return examples
 
 
@@ -71,7 +76,7 @@ class Batches:
             self._epoch = epoch
         example = self.examples[self._order[index]]
         answer = random.Random(f"{self.settings.seed} {place}").choice(example.answers)
-        return Example(example.query, [answer], example.passages)
+        return replace(example, answers=[answer])
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Token ids of examples, the first answer of each as the target: sentinel, answer, end token."""

@@ -1,17 +1,23 @@
 """A task that small readers learn from nothing in minutes: looking facts up in several passages, in all task formats.
 
-Every question asks for one fact; one of its passages states it, the others state other facts about the same or similar
-things. Names and values are English words, and which goes with which is drawn anew for every question: the answer can
-only be read.
+Every question asks for one fact, which one of its passages states; the others are what BM25 finds beside it: facts about
+the same thing, about things of a similar name, or of the same kind. Names and values are English words. Facts come in
+worlds that do not contradict themselves, and every world draws which value goes with what anew: the answer can only be
+read.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from ..passages import Passage
 from ..tasks import TaskName
+
+# Facts of a world: enough that every question has distractors about the same thing, its name and its attribute.
+WORLD = 200
 
 
 def _words(text: str) -> list[str]:
@@ -32,16 +38,43 @@ _VALUES = _words(
 )
 
 
-def fact_questions(task: TaskName, count: int, passages: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Fact:
+    identifier: str
+    attribute: str
+    place: str
+    value: str
+
+    @property
+    def asked(self) -> str:
+        return f"the {self.attribute} of the {self.place}"
+
+    @property
+    def passage(self) -> Passage:
+        return Passage(self.identifier, self.place, f"The {self.attribute} of the {self.place} is {self.value} .")
+
+
+def fact_questions(
+    task: TaskName, count: int, passages: int, seed: int = 0, drawn: float = 0.0
+) -> Iterator[dict[str, Any]]:
     """Questions in Atlas' format of the task, with their passages.
 
-    passages: how many come with a question; one holds the answer. The same arguments give the same questions.
+    passages: how many come with a question, 1 to `WORLD` less one. One holds the answer, but for a third of FEVER's
+    claims, on which the passages say nothing. The same arguments give the same questions.
+
+    >>> question = next(fact_questions("nq", 1, 3))
+    >>> question["question"], question["answers"]  # doctest: +SKIP
+    ('what is the age of the cold mill', ['dove'])
     """
-    if passages < 1:
-        raise ValueError(f"passages must be at least 1, got {passages}")
-    for number in range(count):
-        draw = random.Random(f"{task} {seed} {number}")
-        yield {"id": f"{task}-{seed}-{number}", **_question(task, f"{task}-{seed}-{number}", passages, draw)}
+    if not 1 <= passages < WORLD:
+        raise ValueError(f"passages must be in 1..{WORLD - 1}, got {passages}")
+    for start in range(0, count, WORLD):
+        yield from _world(task, min(WORLD, count - start), passages, f"{task}-{seed}-{start // WORLD}", drawn)
+
+
+def fact_corpus(questions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The passages of questions, each once."""
+    return list({passage["id"]: passage for question in questions for passage in question["passages"]}.values())
 
 
 def fact_texts(count: int, seed: int = 0) -> Iterator[str]:
@@ -59,27 +92,45 @@ def fact_texts(count: int, seed: int = 0) -> Iterator[str]:
                 yield f"{passage['title']} {passage['text']}"
 
 
-def _question(task: TaskName, identifier: str, passages: int, draw: random.Random) -> dict[str, Any]:
-    places = draw.sample([f"{a} {p}" for a in _ADJECTIVES for p in _PLACES], passages)
-    attribute = draw.choice(_ATTRIBUTES)
-    values = draw.sample(_VALUES, passages + 4)
-    asked, answer = places[0], values[0]
-    records = [
-        {"id": f"{identifier}-{i}", "title": place, "text": f"The {attribute} of the {place} is {value} ."}
-        for i, (place, value) in enumerate(zip(places, values, strict=False))
-    ]
-    draw.shuffle(records)
-    question = f"what is the {attribute} of the {asked}"
+def _world(task: TaskName, count: int, passages: int, name: str, drawn: float) -> Iterator[dict[str, Any]]:
+    from ..retrieval.bm25 import Bm25Retriever
+
+    draw = random.Random(name)
+    stated = draw.sample([(a, f"{b} {c}") for a in _ATTRIBUTES for b in _ADJECTIVES for c in _PLACES], WORLD)
+    facts = [_Fact(f"{name}-{i}", *what, draw.choice(_VALUES)) for i, what in enumerate(stated)]
+    ranked = Bm25Retriever([fact.passage for fact in facts], progress=False).rank(
+        [fact.asked for fact in facts[:count]], passages + 1
+    )
+    for fact, ranking in zip(facts, ranked, strict=False):
+        others = [facts[position] for position, _ in ranking if facts[position] is not fact]
+        # What shares no word with the question is not ranked; there is always enough that does not contradict it.
+        others += draw.sample([other for other in facts if other is not fact and other not in others], passages)
+        if drawn:
+            chance = draw.sample([other for other in facts if other is not fact and other not in others], passages)
+            others = [random_one if draw.random() < drawn else other for other, random_one in zip(others, chance)]
+        yield {"id": fact.identifier, **_question(task, fact, others[:passages], draw)}
+
+
+def _question(task: TaskName, fact: _Fact, others: list[_Fact], draw: random.Random) -> dict[str, Any]:
+    """others: as many distractors as there are passages, the best first."""
+    read = [fact, *others[:-1]]
+    # Values that the passages hold, so that they have to be read, and not only searched for a value.
+    wrong = [value for value in dict.fromkeys(other.value for other in others) if value != fact.value]
+    wrong += draw.sample([value for value in _VALUES if value != fact.value and value not in wrong], 3)
+    asked: dict[str, Any] = {"question": f"what is {fact.asked}", "answers": [fact.value]}
     if task == "fever":
-        label = draw.choice(["SUPPORTS", "REFUTES"])
-        claimed = answer if label == "SUPPORTS" else values[-1]
-        return {"claim": f"the {attribute} of the {asked} is {claimed}", "label": label, "passages": records}
-    if task == "mmlu":
-        texts = [answer, *values[-3:]]
+        label = draw.choice(["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"])
+        value = wrong[0] if label == "REFUTES" else fact.value
+        if label == "NOT ENOUGH INFO":
+            read = others
+        asked = {"claim": f"{fact.asked} is {value}", "label": label}
+    elif task == "mmlu":
+        texts = [fact.value, *wrong[:3]]
         draw.shuffle(texts)
-        options = dict(zip("ABCD", texts, strict=True))
-        correct = next(letter for letter, text in options.items() if text == answer)
-        return {"question": question, "options": options, "answer": correct, "passages": records}
-    if task == "triviaqa":
-        return {"question": question, "target": answer, "passages": records}
-    return {"question": question, "answers": [answer], "passages": records}
+        asked = {"question": asked["question"], "options": dict(zip("ABCD", texts, strict=True))}
+        asked["answer"] = "ABCD"[texts.index(fact.value)]
+    elif task == "triviaqa":
+        asked = {"question": asked["question"], "target": fact.value}
+    read = draw.sample(read, len(read))
+    records = [{"id": other.identifier, "title": other.place, "text": other.passage.text} for other in read]
+    return {**asked, "passages": records}

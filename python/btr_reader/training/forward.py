@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,12 +12,13 @@ from transformers import T5ForConditionalGeneration
 
 from ..attention import attend, rms_norm, size_bias
 from ..batches import PassageBatch, QueryBatch
-from ..decoder import GreedyDecoder, causal_bias
+from ..decoder import CrossMemory, GreedyDecoder, causal_bias
 from ..encoder import FusionEncoder, LayerTrace, Memory
 from ..engine import Form
 from ..settings import ReaderSettings
 from ..shares import Compression
 from ..stages import StageClock
+from ..store import TokenTables
 from .settings import Surrogate
 from .signs import SignStates, binary_signs, mask_signs, merge_signs
 
@@ -61,8 +63,9 @@ class TrainableReader(nn.Module):
     """A T5 reader in one of its forms, for training.
 
     residual_scale: rho `(d,)`, a parameter of the `btr` form; None trains it without calibration. compression: merging
-    that the student learns to live with; its offline share as `btr encode --keep`, the others as in reading. tables:
-    mask and majority of masked bits, uint8 `(V, w)` each, or None. An `atlas` form keeps everything.
+    that the student learns to live with; its offline share as `btr encode --keep`, the others as in reading.
+    same_id_first, masked_vocabulary: as `btr encode --same-id-first` and `--masked-bits`, of the `btr` form; for masked
+    bits the number of vocabulary ids, whose tables `use_tables` gives before anything else. 0 masks none.
     """
 
     def __init__(
@@ -73,7 +76,8 @@ class TrainableReader(nn.Module):
         residual_scale: Tensor | None = None,
         compression: Compression | None = None,
         surrogate: Surrogate | None = None,
-        tables: tuple[Tensor, Tensor] | None = None,
+        same_id_first: bool = False,
+        masked_vocabulary: int = 0,
     ):
         super().__init__()
         self.model = model
@@ -82,7 +86,17 @@ class TrainableReader(nn.Module):
         self.residual_scale = None if residual_scale is None else nn.Parameter(residual_scale.detach().clone())
         self.compression = compression or Compression()
         self.surrogate = surrogate or Surrogate()
-        self.tables = tables
+        self.same_id_first = same_id_first
+        # Of the checkpoint as weights are: training goes on with the tables that it was stopped with.
+        width = -(-model.config.d_model // 8)
+        for name in ("mask", "majority"):
+            empty = torch.zeros(masked_vocabulary, width, dtype=torch.uint8) if masked_vocabulary else None
+            self.register_buffer(name, empty)
+
+    def use_tables(self, tables: TokenTables) -> None:
+        """The tables of masked bits from now on."""
+        self.mask.copy_(torch.from_numpy(tables.mask))
+        self.majority.copy_(torch.from_numpy(tables.majority))
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Output:
         """progress: the share of the training that is done, for surrogates that are annealed."""
@@ -95,9 +109,20 @@ class TrainableReader(nn.Module):
     @torch.no_grad()
     def generate(self, query: QueryBatch, passages: PassageBatch, max_new_tokens: int) -> list[list[int]]:
         """Greedy answers as the reader that is trained would give them (see `ReaderEngine.generate`)."""
-        memory, _, _ = self._encode(query, passages, 1.0, None)
         decoder = GreedyDecoder(self.model)
-        return decoder.generate(decoder.project(memory), max_new_tokens).tolist()
+        return decoder.generate(self._cross_memory(decoder, query, passages), max_new_tokens).tolist()
+
+    @torch.no_grad()
+    def choice_logits(
+        self, query: QueryBatch, passages: PassageBatch, sentinel: int, choices: Sequence[int]
+    ) -> Tensor:
+        """Logits `(B, len(choices))` of the choice tokens after the sentinel (see `ReaderEngine.choice_logits`)."""
+        decoder = GreedyDecoder(self.model)
+        return decoder.logits_after(self._cross_memory(decoder, query, passages), [sentinel])[:, list(choices)]
+
+    def _cross_memory(self, decoder: GreedyDecoder, query: QueryBatch, passages: PassageBatch) -> CrossMemory:
+        memory, _, _ = self._encode(query, passages, 1.0, None)
+        return decoder.project(memory)
 
     def _encode(
         self, query: QueryBatch, passages: PassageBatch, progress: float, traces: list[LayerTrace] | None
@@ -143,14 +168,19 @@ class TrainableReader(nn.Module):
     ) -> tuple[SignStates, PassageBatch, dict[str, Tensor], Tensor | None]:
         """What the joint layers read, its batch, the fields of `Output`, and the slots of merging, if there is any."""
         signs = binary_signs(floats, self.surrogate.at(progress))
-        if self.tables is not None:
-            signs = mask_signs(signs, passages.content, *self.tables)
-        whole = SignStates(signs, self.residual_scale, self.settings.cut_point)
+        whole = self._restored(signs, passages.content)
         extra = {"states": floats, "restored": whole.residual(), "sizes": passages.sizes}
         if self.compression.offline == 1:
             return whole, passages, extra, None
-        signs, merged, slots = merge_signs(signs, passages.sizes, self.compression.offline)
-        return SignStates(signs, self.residual_scale, self.settings.cut_point), merged, extra, slots
+        # A store masks what is left after merging, by the id of the earliest token that went there.
+        signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
+        ids = passages.content.gather(-1, merged.positions.long())
+        return self._restored(signs, ids), merged, extra, slots
+
+    def _restored(self, signs: Tensor, ids: Tensor) -> SignStates:
+        if self.mask is not None:
+            signs = mask_signs(signs, ids, self.mask, self.majority)
+        return SignStates(signs, self.residual_scale, self.settings.cut_point)
 
 
 def _of_original_tokens(trace: LayerTrace, slots: Tensor) -> LayerTrace:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..answering import choice
 from ..engine import Form
-from ..metrics import best_f1, exact_match
+from ..evaluation import evaluate_results
+from ..passages import Passage
 from ..reader import Reader
 from ..states import after_the_cut
+from ..tasks import TaskName
+from ..token_statistics import TokenStatistics, calibrate
+from ..tokenizer import ReaderTokenizer
 from .examples import Batches, Example
 from .forward import Batch, Output, TrainableReader
 from .losses import distillation_loss, output_divergence, recovery_loss, task_loss
@@ -21,7 +27,9 @@ from .settings import TrainingSettings
 
 
 class Trainer(TrainingRun):
-    """Trains a reader in one form and keeps the best by the dev set's exact match, as a reader directory.
+    """Trains a reader in one form and keeps the best by its task's metric on the dev set, as a reader directory.
+
+    That is the exact match, for fever and mmlu the accuracy.
 
     >>> trainer = Trainer(reader, "btr", settings, "out/", teacher)  # doctest: +SKIP
     >>> trainer.train(read_examples("train.jsonl", "nq", reader.tokenizer), dev)  # doctest: +SKIP
@@ -36,22 +44,41 @@ class Trainer(TrainingRun):
         out: str | Path,
         teacher: Reader | None = None,
         progress: bool = True,
+        task: TaskName = "nq",
     ):
-        """Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
+        """task: whose metrics the dev set's scores are. Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
         check_teacher(reader, teacher, settings.objectives)
         if form == "btr" and settings.calibrate and reader.residual_scale is None:
             raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
+        compressed = settings.compression.offline < 1 or settings.masked_bits
+        if form != "btr" and compressed:
+            raise ValueError(f"the {form} form is trained on all tokens: offline must be 1 and masked_bits 0")
+        if settings.masked_bits > reader.channels:
+            raise ValueError(f"masked_bits must be at most the {reader.channels} channels, got {settings.masked_bits}")
         if form != "btr" and settings.objectives.recovery > 0:
             settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
         super().__init__(settings, out, progress)
-        self.reader = reader
+        self.reader, self.task = reader, task
+        if task in ("fever", "mmlu"):
+            self.best_by = "accuracy"
         scale = reader.residual_scale if form == "btr" and settings.calibrate else None
         reader.model.float().requires_grad_(True)
         if form == "btr" and not settings.calibrate:
             # Plain signs go past the norm's scale; reading applies it, so it must be 1 there.
             norm, _ = after_the_cut(reader.model, reader.settings)
             norm.weight.requires_grad_(False).fill_(1)
-        student = TrainableReader(reader.model, reader.settings, form, scale, settings.compression, settings.surrogate)
+        student = TrainableReader(
+            reader.model,
+            reader.settings,
+            form,
+            scale,
+            settings.compression,
+            settings.surrogate,
+            settings.same_id_first,
+            reader.tokenizer.vocabulary_size if settings.masked_bits else 0,
+        )
+        self._statistics: TokenStatistics | None = None
+        self._sample: list[Passage] = []
         self.teacher = None
         if teacher is not None:
             teacher.model.requires_grad_(False)
@@ -59,7 +86,16 @@ class Trainer(TrainingRun):
         self._prepare(student, form)
 
     def _batches(self, examples: Sequence[Example]) -> Batches:
+        if self.settings.masked_bits:
+            passages = {passage.id: passage for example in examples for passage in example.passages}
+            self._sample = list(passages.values())[: self.settings.statistics_passages]
+            self._measure()
         return Batches(examples, self.reader.tokenizer, self.settings)
+
+    def _measure(self) -> None:
+        """Chooses masked bits anew, as the bits are by now."""
+        _, self._statistics = calibrate(self.trained(), self._sample, self.settings.passage_length)
+        self.student.use_tables(self._statistics.tables(self.settings.masked_bits))
 
     def _losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         weights, losses = self.settings.objectives, {}
@@ -79,10 +115,14 @@ class Trainer(TrainingRun):
         return losses
 
     def _scores(self, dev: Sequence[Example]) -> dict[str, float]:
-        return evaluate(self.student, dev, self.reader.tokenizer, self.settings)
+        if self.settings.masked_bits:
+            self._measure()
+        return evaluate(self.student, dev, self.reader.tokenizer, self.settings, self.task)
 
     def _save(self, directory: Path) -> None:
         self.trained().save(directory)
+        if self._statistics is not None:
+            self._statistics.save(directory, self.reader.settings)
 
     def trained(self) -> Reader:
         """The reader as it is now, with the scale of its form."""
@@ -94,20 +134,41 @@ class Trainer(TrainingRun):
 
 
 def evaluate(
-    student: TrainableReader, examples: Sequence[Example], tokenizer, settings: TrainingSettings
+    student: TrainableReader,
+    examples: Sequence[Example],
+    tokenizer: ReaderTokenizer,
+    settings: TrainingSettings,
+    task: TaskName = "nq",
 ) -> dict[str, float]:
-    """Exact match and F1 in percent of greedy answers, over accepted answers."""
+    """The task's metrics in percent (see `evaluate_file`) of the answers that the student gives: greedy ones, or the
+    best of the choices."""
     student.eval()
     device = next(student.parameters()).device
     batches = Batches(examples, tokenizer, settings)
-    exact, f1 = [], []
+    results = []
     for start in range(0, len(examples), settings.batch_size):
         chunk = examples[start : start + settings.batch_size]
         batch = batches.batch(chunk).to(device)
-        for ids, example in zip(
-            student.generate(batch.query, batch.passages, settings.target_length), chunk, strict=True
-        ):
-            answer = tokenizer.decode(ids)
-            exact.append(exact_match(answer, example.answers))
-            f1.append(best_f1(answer, example.answers))
-    return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * sum(f1) / len(f1)}
+        for reply, example in zip(_replies(student, chunk, batch, tokenizer, settings), chunk, strict=True):
+            where = f"dev question {len(results)}"
+            results.append((where, {"answers": example.answers, "metadata": example.metadata, **reply}))
+    return {name: score for name, score in evaluate_results(results, task).items() if name != "questions"}
+
+
+def _replies(
+    student: TrainableReader,
+    examples: Sequence[Example],
+    batch: Batch,
+    tokenizer: ReaderTokenizer,
+    settings: TrainingSettings,
+) -> list[dict[str, Any]]:
+    """The fields of Atlas' results that the student gives."""
+    letters = examples[0].choices
+    if not letters:
+        generated = student.generate(batch.query, batch.passages, settings.target_length)
+        return [{"generation": tokenizer.decode(ids)} for ids in generated]
+    if any(example.choices != letters for example in examples):
+        raise ValueError("dev: all questions must have the same choices")
+    ids = [tokenizer.letter_id(letter) for letter in letters]
+    logits = student.choice_logits(batch.query, batch.passages, tokenizer.sentinel, ids).tolist()
+    return [choice(dict(zip(letters, row, strict=True))) for row in logits]

@@ -49,6 +49,11 @@ def check_teacher(reader: Comparable, teacher: Comparable | None, objectives: Ob
             raise ValueError(f"teacher: expected {getattr(reader, name)} {what}, got {getattr(teacher, name)}")
 
 
+def shown(scores: dict[str, float]) -> str:
+    """Scores for people: `exact match 93.1, f1 93.4`."""
+    return ", ".join(f"{name.replace('_', ' ')} {score:.1f}" for name, score in scores.items())
+
+
 class CountedBatch(Protocol):
     """A batch on some device, and how much work it is."""
 
@@ -91,7 +96,7 @@ class TrainingRun:
         raise NotImplementedError
 
     def _scores(self, dev: Sequence[Any]) -> dict[str, float]:
-        """Scores on the dev set in percent, `exact_match` and `f1` among them."""
+        """Scores on the dev set in percent, by `best_by` among others."""
         raise NotImplementedError
 
     def _save(self, directory: Path) -> None:
@@ -194,7 +199,7 @@ class TrainingRun:
                 publish_directory(temporary, self.out / BEST)
         self._write({"step": state["step"], **{f"dev_{name}": score for name, score in scores.items()}})
         if self._progress_shown:
-            tqdm.write(f"step {state['step']}: dev exact match {scores['exact_match']:.1f}, F1 {scores['f1']:.1f}")
+            tqdm.write(f"step {state['step']}: dev {shown(scores)}")
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -137,7 +137,20 @@ class TrainingSettings(RunSettings):
 
     target_length: int = 32
     """Tokens an answer is cut to, sentinel and end token included."""
+    same_id_first: bool = False
+    """Merge tokens with equal vocabulary ids first, as btr encode --same-id-first (BTR only)."""
+    masked_bits: int = 0
+    """Bits that are stored of each token, as btr encode --masked-bits; 0 stores all (BTR only)."""
+    statistics_passages: int = 4096
+    """Passages of the training questions that masked bits are chosen by, measured at the start and before every
+    evaluation; the best reader keeps its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_lengths("target_length")
+        if self.statistics_passages < 1:
+            raise ValueError(f"statistics_passages must be at least 1, got {self.statistics_passages}")
+        if self.masked_bits < 0:
+            raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
+        if self.same_id_first and self.compression.offline == 1:
+            raise ValueError("same_id_first: there is nothing to merge while offline is 1")
