@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -62,12 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("BTR_DEBUG") == "1":
             raise
-        print(f"btr: error: {error}", file=sys.stderr)
+        print(f"btr: error: {_as_typed(str(error), sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("btr: interrupted; what was complete is kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A message about a parameter, told of the option that the user gave it by.
+
+    >>> _as_typed("batch_size must be at least 1, got 0", ["encode", "--batch-size", "0"])
+    '--batch-size must be at least 1, got 0'
+    """
+    name = re.match(r"[a-z_]+(?=:| must | is | exclude)", message)
+    option = None if name is None else "--" + name.group().replace("_", "-")
+    given = option is not None and any(argument.split("=")[0] == option for argument in arguments)
+    return f"{option}{message[name.end() :]}" if given else message
 
 
 if __name__ == "__main__":

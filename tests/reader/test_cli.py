@@ -91,11 +91,21 @@ def test_an_interrupted_answer_run_continues(reader_directory, store_directory, 
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     assert run(*reading, "--out", whole) == 0
     content = whole.read_text()
+    assert run(*reading, "--out", cut) == 0
     cut.write_text(content[: content.index("\n") * 3])
     assert run(*reading, "--out", cut) == 1
     assert "exists already" in capsys.readouterr().err
-    assert run(*reading, "--out", cut, "--resume") == 0
+    assert run(*reading, "--out", cut, "--resume", "--batch-size", 2) == 0
     assert cut.read_text() == content
+    cut.write_text(content[: content.index("\n") + 1])
+    assert run(*reading, "--out", cut, "--resume", "--passages", 1, "--preset", "paper") == 1
+    error = capsys.readouterr().err
+    assert "cannot resume with other options: passages was 40, is 1; preset was 'none', is 'paper'" in error
+    assert run(*reading, "--out", cut, "--resume") == 0
+    (tmp_path / "cut.jsonl.options.json").unlink()
+    assert run(*reading, "--out", cut, "--resume") == 1
+    assert "cut.jsonl.options.json, the options that it was begun with, is missing" in capsys.readouterr().err
+    assert run(*reading, "--out", cut, "--overwrite") == 0
     cut.write_text("".join(content.splitlines(keepends=True)[1:3]))
     assert run(*reading, "--out", cut, "--resume") == 1
     assert "cannot resume" in capsys.readouterr().err
@@ -267,7 +277,7 @@ def test_bench_over_a_file_and_the_other_settings(tmp_path, corpus, capsys):
     assert run("bench", *settings[:2], "--passage-length", 4000, "--passages-file", corpus) == 1
     assert "are needed" in capsys.readouterr().err
     assert run("bench", "--shape", "tiny", "--passages", 0) == 1
-    assert "passages must be at least 1" in capsys.readouterr().err
+    assert "--passages must be at least 1" in capsys.readouterr().err
     assert run("bench", "--json", tmp_path / "nowhere" / "b.json") == 1
     assert "its directory does not exist" in capsys.readouterr().err
 
@@ -281,7 +291,15 @@ def test_bench_over_a_file_and_the_other_settings(tmp_path, corpus, capsys):
         (("encode", "{tmp}/bad.jsonl", "--reader", "{reader}", "--out", "{tmp}/s"), "bad.jsonl:2: not valid JSON"),
         (("encode", "{tmp}/empty.jsonl", "--reader", "{reader}", "--out", "{tmp}/s"), "no passages"),
         (("encode", "{tmp}/bad.jsonl", "--reader", "{tmp}/nowhere", "--out", "{tmp}/s"), "no such reader directory"),
-        (("calibrate", "{tmp}/bad.jsonl", "--reader", "{reader}", "--max-passages", "0"), "max_passages must be"),
+        (
+            ("encode", "{tmp}/bad.jsonl", "--reader", "{reader}", "--out", "{tmp}/s", "--same-id-first"),
+            "--keep below 1",
+        ),
+        (
+            ("encode", "{tmp}/bad.jsonl", "--reader", "{reader}", "--out", "{tmp}/s", "--device", "gpu"),
+            "--device must be",
+        ),
+        (("calibrate", "{tmp}/bad.jsonl", "--reader", "{reader}", "--max-passages", "0"), "--max-passages must be"),
         (("init-reader", "--out", "{tmp}"), "not empty"),
         (("init-reader", "--shape", "tiny", "--cut-layer", "9", "--out", "{tmp}/r"), "below the 4 encoder layers"),
         (("init-reader", "--tokenizer", "{tmp}", "--out", "{tmp}/r"), "no tokenizer there"),

@@ -90,6 +90,8 @@ def test_retrieve_reports_recall_and_continues(corpus, passages, questions, tmp_
     assert "recall@1 100.0%  recall@5 100.0%" in capsys.readouterr().out
     content = out.read_text()
     assert [row["answers"] for row in rows(out)] == [["x"]] * 6
+    assert run(*command, "--out", again) == 0
+    capsys.readouterr()
     again.write_text(content[: len(content) // 2])
     assert run(*command, "--out", again) == 1
     assert "exists already" in capsys.readouterr().err

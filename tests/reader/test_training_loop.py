@@ -281,4 +281,4 @@ def test_train_from_the_command_line(tmp_path, capsys):
     assert run("answer", *arguments) == 0
     assert len(answers.read_text().splitlines()) == 4
     assert run("make-facts", "--out", facts, "--train", 0) == 1
-    assert "train must be at least 1" in capsys.readouterr().err
+    assert "--train must be at least 1" in capsys.readouterr().err

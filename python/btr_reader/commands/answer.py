@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,7 @@ class ReadingOptions:
     skip_missing: bool = False
     """Leave out passages that are not in the store, and count them, instead of stopping."""
     resume: bool = False
-    """Continue a results file that was interrupted."""
+    """Continue a results file that was interrupted, with the same options (they are in OUT.options.json)."""
     overwrite: bool = False
     """Replace a results file that exists."""
 
@@ -54,6 +54,8 @@ class ReadingOptions:
 
 
 DEFAULT_READING = ReadingOptions()
+# Options that say how results are come by, and not what they are.
+_HOW = ("device", "batch_size", "resume", "overwrite")
 
 
 def answer(
@@ -92,7 +94,9 @@ def answer(
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
-    done = finished_lines(out, options.resume, options.overwrite)
+    given = {"reader": reader, "questions": questions, "store": store, "task": task}
+    given |= {name: value for name, value in asdict(options).items() if name not in _HOW} | asdict(retrieval)
+    done = finished_lines(out, options.resume, options.overwrite, given)
     loaded = load_reader(reader).to(parse_device(options.device))
     opened = None if store is None else Store(store)
     if opened is not None:

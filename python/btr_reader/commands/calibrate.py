@@ -19,7 +19,12 @@ STATISTICS_PASSAGES = 16384
 
 
 def calibrate(
-    passages: Positional[Path], /, reader: Path, max_passages: int = STATISTICS_PASSAGES, passage_length: int = 200
+    passages: Positional[Path],
+    /,
+    reader: Path,
+    max_passages: int = STATISTICS_PASSAGES,
+    passage_length: int = 200,
+    device: str = "cpu",
 ) -> None:
     """Measures, at the reader's cut, the mean magnitude of every channel and how often each bit is set among the tokens
     of each vocabulary id, and keeps both in the reader directory: the scale of binary tokens, and the statistics that
@@ -30,13 +35,15 @@ def calibrate(
         reader: Reader directory; what was measured before is replaced.
         max_passages: Passages read, from the start of the corpus.
         passage_length: Tokens that a passage is cut to, end token included.
+        device: cpu, cuda, or cuda with a number.
     """
+    from ..devices import parse_device
     from ..reader import load_reader, save_residual_scale
     from ..token_statistics import calibrate as measure
 
     if max_passages < 1:
         raise ValueError(f"max_passages must be at least 1, got {max_passages}")
-    loaded = load_reader(reader)
+    loaded = load_reader(reader).to(parse_device(device))
     scale, statistics = measure(loaded, _first(passages, max_passages), passage_length)
     save_residual_scale(reader, loaded.settings, scale)
     statistics.save(reader, loaded.settings)

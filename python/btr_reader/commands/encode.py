@@ -24,6 +24,7 @@ def encode(
     batch_size: int = 32,
     append: bool = False,
     memory_gib: float = 2.0,
+    device: str = "cpu",
 ) -> None:
     """Encodes a corpus into a store of packed binary tokens.
 
@@ -47,13 +48,17 @@ def encode(
         batch_size: Passages encoded at once.
         append: Add the passages to a complete store of another corpus, made with the same options.
         memory_gib: Memory for making a codebook, besides what encoding takes.
+        device: cpu, cuda, or cuda with a number.
     """
+    from ..devices import parse_device
     from ..encoding import PassageEncoder, encode_corpus
     from ..reader import load_reader
     from ..store import MANIFEST_FILE, store_report
     from .calibrate import calibrate_scale, token_statistics
 
-    loaded = load_reader(reader)
+    if same_id_first and keep == 1:
+        raise ValueError("--same-id-first says what is merged first, but nothing is: pass --keep below 1")
+    loaded = load_reader(reader).to(parse_device(device))
     encoder = PassageEncoder(
         loaded,
         kind,

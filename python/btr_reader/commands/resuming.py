@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_durably
 
-def finished_lines(out: Path, resume: bool, overwrite: bool) -> list[dict[str, Any]]:
-    """The lines that an interrupted run left; one that it was cut off in is dropped from the file."""
-    from ..jsonl import read_jsonl
 
+def finished_lines(out: Path, resume: bool, overwrite: bool, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines that an interrupted run left; one that it was cut off in is dropped from the file.
+
+    options: what determines the lines besides the questions. They are kept beside the file, in `OUT.options.json`: a
+    run with others is not continued, which would mix their results. Raises `ValueError` naming those that differ.
+    """
+    from ..jsonl import read_json_object, read_jsonl
+
+    beside = out.with_name(out.name + ".options.json")
+    options = json.loads(json.dumps(options, default=str))  # as they are read back
     if not out.exists() or overwrite:
+        out.unlink(missing_ok=True)
+        write_durably(beside, (json.dumps(options, indent=2) + "\n").encode())
         return []
     if not resume:
         raise ValueError(f"{out}: exists already; pass --resume to continue it or --overwrite")
+    if not beside.exists():
+        raise ValueError(f"{out}: cannot resume: {beside.name}, the options that it was begun with, is missing")
+    begun = read_json_object(beside, "damaged record of options")
+    different = sorted(name for name in begun.keys() | options.keys() if begun.get(name) != options.get(name))
+    if different:
+        listed = "; ".join(f"{name} was {begun.get(name)!r}, is {options.get(name)!r}" for name in different)
+        raise ValueError(f"{out}: cannot resume with other options: {listed}")
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,7 +71,7 @@ def retrieve(
         passages: Passages per question.
         question_vectors: File of the questions' vectors (.npy or .safetensors) in their order, in place of an encoder.
         retrieval: Options of retrieval.
-        resume: Continue a file that was interrupted.
+        resume: Continue a file that was interrupted, with the same options (they are in OUT.options.json).
         overwrite: Replace a file that exists.
     """
     import json
@@ -83,7 +83,8 @@ def retrieve(
     from ..tasks import passage_records, search_text
     from .resuming import check_resumption, finished_lines
 
-    done = finished_lines(out, resume, overwrite)
+    given = {"questions": questions, "passages": passages, "question_vectors": question_vectors, **asdict(retrieval)}
+    done = finished_lines(out, resume, overwrite, given)
     asked = list(read_jsonl(questions))
     if not asked:
         raise ValueError(f"{questions}: the file has no questions")

@@ -113,9 +113,7 @@ class TrainableReader(nn.Module):
         return decoder.generate(self._cross_memory(decoder, query, passages), max_new_tokens).tolist()
 
     @torch.no_grad()
-    def choice_logits(
-        self, query: QueryBatch, passages: PassageBatch, sentinel: int, choices: Sequence[int]
-    ) -> Tensor:
+    def choice_logits(self, query: QueryBatch, passages: PassageBatch, sentinel: int, choices: Sequence[int]) -> Tensor:
         """Logits `(B, len(choices))` of the choice tokens after the sentinel (see `ReaderEngine.choice_logits`)."""
         decoder = GreedyDecoder(self.model)
         return decoder.logits_after(self._cross_memory(decoder, query, passages), [sentinel])[:, list(choices)]
