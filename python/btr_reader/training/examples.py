@@ -34,7 +34,8 @@ def read_examples(
 ) -> list[Example]:
     """The questions of a file in Atlas' format of the task, which must come with answers and passages' texts.
 
-    permutations: orders in which the options of multiple-choice questions are asked, each an example. Raises `ValueError` naming the question that lacks either.
+    permutations: orders in which the options of multiple-choice questions are asked, each an example. Raises
+    `ValueError` naming the question that lacks either.
     """
     examples = []
     for question in read_questions(path, task, tokenizer, permutations):

@@ -1,9 +1,9 @@
 """A task that small readers learn from nothing in minutes: looking facts up in several passages, in all task formats.
 
-Every question asks for one fact, which one of its passages states; the others are what BM25 finds beside it: facts about
-the same thing, about things of a similar name, or of the same kind. Names and values are English words. Facts come in
-worlds that do not contradict themselves, and every world draws which value goes with what anew: the answer can only be
-read.
+Every question asks for one fact, which one of its passages states. The others are what BM25 finds beside it: facts
+about the same thing, about things of a similar name, or of the same kind. Names and values are English words. Facts
+come in worlds that do not contradict themselves, and every world draws which value goes with what anew: the answer can
+only be read.
 """
 
 from __future__ import annotations
@@ -59,17 +59,21 @@ def fact_questions(
 ) -> Iterator[dict[str, Any]]:
     """Questions in Atlas' format of the task, with their passages.
 
-    passages: how many come with a question, 1 to `WORLD` less one. One holds the answer, but for a third of FEVER's
-    claims, on which the passages say nothing. The same arguments give the same questions.
+    passages: how many come with a question, 1 to half of `WORLD`. One holds the answer, but for a third of FEVER's
+    claims, on which the passages say nothing. drawn: the share of the other passages that are drawn from their world
+    instead of being found by BM25, which is easier and where readers begin to learn. The same arguments give the same
+    questions.
 
     >>> question = next(fact_questions("nq", 1, 3))
     >>> question["question"], question["answers"]  # doctest: +SKIP
     ('what is the age of the cold mill', ['dove'])
     """
-    if not 1 <= passages < WORLD:
-        raise ValueError(f"passages must be in 1..{WORLD - 1}, got {passages}")
+    if not 1 <= passages <= WORLD // 2:
+        raise ValueError(f"passages must be in 1..{WORLD // 2}, got {passages}")
+    if not 0 <= drawn <= 1:
+        raise ValueError(f"drawn must be in 0..1, got {drawn}")
     for start in range(0, count, WORLD):
-        yield from _world(task, min(WORLD, count - start), passages, f"{task}-{seed}-{start // WORLD}", drawn)
+        yield from _world(task, min(WORLD, count - start), passages, drawn, f"{task}-{seed}-{start // WORLD}")
 
 
 def fact_corpus(questions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,7 +96,7 @@ def fact_texts(count: int, seed: int = 0) -> Iterator[str]:
                 yield f"{passage['title']} {passage['text']}"
 
 
-def _world(task: TaskName, count: int, passages: int, name: str, drawn: float) -> Iterator[dict[str, Any]]:
+def _world(task: TaskName, count: int, passages: int, drawn: float, name: str) -> Iterator[dict[str, Any]]:
     from ..retrieval.bm25 import Bm25Retriever
 
     draw = random.Random(name)
@@ -102,13 +106,9 @@ def _world(task: TaskName, count: int, passages: int, name: str, drawn: float) -
         [fact.asked for fact in facts[:count]], passages + 1
     )
     for fact, ranking in zip(facts, ranked, strict=False):
-        others = [facts[position] for position, _ in ranking if facts[position] is not fact]
-        # What shares no word with the question is not ranked; there is always enough that does not contradict it.
-        others += draw.sample([other for other in facts if other is not fact and other not in others], passages)
-        if drawn:
-            chance = draw.sample([other for other in facts if other is not fact and other not in others], passages)
-            others = [random_one if draw.random() < drawn else other for other, random_one in zip(others, chance)]
-        yield {"id": fact.identifier, **_question(task, fact, others[:passages], draw)}
+        found = [facts[position] for position, _ in ranking if facts[position] is not fact and draw.random() >= drawn]
+        rest = draw.sample([other for other in facts if other is not fact and other not in found], passages)
+        yield {"id": fact.identifier, **_question(task, fact, [*found, *rest][:passages], draw)}
 
 
 def _question(task: TaskName, fact: _Fact, others: list[_Fact], draw: random.Random) -> dict[str, Any]:

@@ -46,7 +46,10 @@ class Trainer(TrainingRun):
         progress: bool = True,
         task: TaskName = "nq",
     ):
-        """task: whose metrics the dev set's scores are. Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
+        """task: whose metrics the dev set's scores are.
+
+        Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks.
+        """
         check_teacher(reader, teacher, settings.objectives)
         if form == "btr" and settings.calibrate and reader.residual_scale is None:
             raise ValueError("the reader has no residual scale yet: run btr calibrate on it")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -80,10 +80,8 @@ class TrainingRun:
 
     def __init__(self, settings: RunSettings, out: str | Path, progress: bool = True):
         self.settings, self.out = settings, Path(out)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
-            gradient_accumulation_steps=settings.accumulate,
-        )
+        # accelerate's own mixed precision is one for the whole process: runs of both could not follow one another.
+        self.accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=settings.accumulate)
         set_seed(settings.seed)
         self._progress_shown = progress and self.accelerator.is_main_process
 
@@ -166,12 +164,13 @@ class TrainingRun:
 
     def _step(self, batches: Any, step: int, window: _Window) -> None:
         settings, accelerator = self.settings, self.accelerator
+        rounded = settings.precision == "bfloat16"
         self.model.train()
         for part in range(settings.accumulate):
             place = (step * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
             batch = batches[place].to(accelerator.device)
             with accelerator.accumulate(self.model):
-                with accelerator.autocast():
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=rounded):
                     output = self.model(batch, step / settings.steps)
                     losses = self._losses(output, batch)
                 loss = sum(losses.values())
@@ -186,7 +185,8 @@ class TrainingRun:
             window.add({**losses, "loss": loss}, batch)
 
     def _evaluate(self, dev: Sequence[Any], state: dict[str, Any]) -> None:
-        scores = self._scores(dev)
+        # Of several devices each may round otherwise, and all have to stop at the same step.
+        scores = broadcast_object_list([self._scores(dev)])[0]
         better = state["best"] is None or scores[self.best_by] > state["best"][self.best_by]
         state["without_better"] = 0 if better else state["without_better"] + 1
         if better:

@@ -1,0 +1,153 @@
+"""Fact lookup in the formats of all five tasks: a teacher from nothing, and what its students keep on stored bits.
+
+    nice -n 10 python benchmarks/quality_facts.py --work DIR [--tasks nq fever ...] [--json FILE]
+
+Nothing here but `btr` commands, which are printed. Questions are generated, with passages that BM25 ranks (`btr
+make-facts`). One reader learns to look facts up among passages drawn at random; for each task a teacher goes on from
+it, and two students follow: one on all bits of all tokens, one on 24 of 64 bits of half of them, with runtime merging.
+All are scored on questions of their own, the students on stored bits. Run again it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from btr_kernels.env import cpu_model
+from btr_reader.cli import main as btr
+from btr_reader.files import write_durably
+from btr_reader.jsonl import read_json_object
+from btr_reader.store import store_report
+from btr_reader.tasks import TASKS
+
+PASSAGES, LENGTH, QUESTIONS = 4, 18, 500
+READING = ("--passages", PASSAGES, "--passage-length", LENGTH)
+TRAINING = ("--batch-size", 32, "--learning-rate", 2e-3, "--evaluate-every", 100, "--patience", 100)
+#: Options of the students: of training, of encoding, of reading.
+STUDENTS = {
+    "btr": ((), (), ()),
+    "btr, compressed": (
+        ("--offline", 0.5, "--joint", 0.8, "--decoder", 0.5, "--masked-bits", 24, "--same-id-first"),
+        ("--keep", 0.5, "--masked-bits", 24, "--same-id-first", "--original-ids", "drop"),
+        ("--preset", "aggressive"),
+    ),
+}
+
+
+class Steps:
+    """Commands that are run once, and what is known of them after."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._done = read_json_object(path, "damaged record of steps") if path.exists() else {}
+
+    def run(self, *command: object) -> float:
+        """Runs `btr COMMAND` unless it was run before; the seconds that it took when it came to its end."""
+        arguments = [str(argument) for argument in command]
+        name = shlex.join(arguments)
+        if name not in self._done:
+            print(f"btr {name}", flush=True)
+            start = perf_counter()
+            if btr(arguments):
+                raise SystemExit(1)
+            self._done[name] = perf_counter() - start
+            write_durably(self._path, (json.dumps(self._done, indent=2) + "\n").encode())
+        return self._done[name]
+
+
+def beginner(steps: Steps, work: Path, task: str, train: int, length: int) -> Path:
+    """A reader that has learned to look up facts among passages drawn at random, in the task's format."""
+    facts = work / "easy"
+    steps.run("make-facts", "--task", task, "--train", train, "--passages", PASSAGES, "--drawn", 1.0, "--out", facts)
+    steps.run("init-reader", "--shape", "tiny", "--tokenizer", facts / "tokenizer", "--out", work / "start")
+    files = ("--train", facts / "train.jsonl", "--dev", facts / "dev.jsonl", "--task", task)
+    options = (*READING, *TRAINING, "--steps", length)
+    steps.run("train", "teacher", "--reader", work / "start", *files, *options, "--out", work / "beginner")
+    return work / "beginner" / "best"
+
+
+def scored(steps: Steps, task: str, out: Path, *reading: object) -> float:
+    """The task's metric, in percent, of the reader's answers."""
+    steps.run(
+        "eval", "--task", task, "--passages", PASSAGES, "--max-new-tokens", 4, "--batch-size", 25, *reading,
+        "--out", out.with_suffix(".jsonl"), "--overwrite", "--json", out.with_suffix(".json"),
+    )  # fmt: skip
+    metrics = read_json_object(out.with_suffix(".json"), "damaged metrics")
+    return metrics["accuracy" if task in ("fever", "mmlu") else "exact_match"]
+
+
+def measured(steps: Steps, task: str, work: Path, first: Path, train: int, length: int) -> dict:
+    """Teacher and students of one task."""
+    work.mkdir(exist_ok=True)
+    facts, test = work / "facts", work / "test"
+    common = ("--task", task, "--passages", PASSAGES)
+    steps.run("make-facts", *common, "--train", train, "--out", facts, "--seed", 1)
+    steps.run("make-facts", *common, "--train", 1, "--dev", QUESTIONS, "--out", test, "--seed", 2)
+    files = ("--train", facts / "train.jsonl", "--dev", facts / "dev.jsonl", "--task", task)
+    options = (*files, *READING, *TRAINING, "--steps", length)
+    seconds = steps.run("train", "teacher", "--reader", first, *options, "--out", work / "teacher")
+    teacher, questions = work / "teacher" / "best", test / "dev.jsonl"
+    score = scored(steps, task, work / "teacher-test", "--reader", teacher, "--questions", questions)
+    row: dict = {"teacher": {"score": score, "training_seconds": seconds}, "students": {}}
+    for number, (name, (training, encoding, reading)) in enumerate(STUDENTS.items()):
+        out = work / f"student-{number}"
+        seconds = steps.run(
+            "train", "btr", "--reader", teacher, "--teacher", teacher, *options, *training, "--out", out
+        )
+        reader, store = out / "best", work / f"store-{number}"
+        steps.run(
+            "encode", test / "passages.jsonl", "--reader", reader, "--passage-length", LENGTH, *encoding,
+            "--out", store,
+        )  # fmt: skip
+        kept = scored(
+            steps, task, work / f"student-{number}-test", "--reader", reader, "--store", store,
+            "--questions", questions, *reading,
+        )  # fmt: skip
+        row["students"][name] = {
+            "score": kept,
+            "kept": kept / score,
+            "bits_per_token": 8 * store_report(store)["bytes_per_token"]["states"],
+            "training_seconds": seconds,
+            "training_options": [str(option) for option in training],
+        }
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="directory for readers, stores and checkpoints")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--json", type=Path, help="results file; it is replaced after every task")
+    parser.add_argument("--train", type=int, default=16000, help="questions to train on, for each task")
+    parser.add_argument("--steps", type=int, default=800, help="of each training run")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    steps = Steps(arguments.work / "steps.json")
+    results: dict = {
+        "command": f"python benchmarks/quality_facts.py --train {arguments.train} --steps {arguments.steps}",
+        "machine": f"{cpu_model()}, {arguments.threads} thread(s), torch {torch.__version__}",
+        "questions": QUESTIONS,
+        "passages": PASSAGES,
+        "tasks": {},
+    }
+    first = beginner(steps, arguments.work, "nq", arguments.train, arguments.steps)
+    print(f"{'task':<10} {'teacher':>8} " + " ".join(f"{name:>24}" for name in STUDENTS))
+    for task in arguments.tasks:
+        row = measured(steps, task, arguments.work / task, first, arguments.train, arguments.steps)
+        results["tasks"][task] = row
+        students = (f"{student['score']:.1f} ({student['kept']:.1%})" for student in row["students"].values())
+        print(f"{task:<10} {row['teacher']['score']:>8.1f} " + " ".join(f"{text:>24}" for text in students), flush=True)
+        if arguments.json is not None:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(arguments.json, (json.dumps(results, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What a run's settings do: precision, schedule, seed, rates in its metrics, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from btr_reader.jsonl import write_jsonl
+from btr_reader.reader import load_reader
+from btr_reader.training import run as training_run
+from btr_reader.training.examples import Batches, read_examples
+from btr_reader.training.facts import fact_questions
+from btr_reader.training.loop import Trainer
+from btr_reader.training.run import BEST, METRICS
+from btr_reader.training.settings import Objectives, TrainingSettings
+
+PLAIN = TrainingSettings(
+    steps=4,
+    batch_size=2,
+    passages=2,
+    passage_length=20,
+    target_length=5,
+    learning_rate=1e-3,
+    evaluate_every=4,
+    checkpoint_every=100,
+    objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
+)
+
+
+@pytest.fixture
+def examples(tmp_path, facts_tokenizer):
+    write_jsonl(tmp_path / "facts.jsonl", fact_questions("nq", 7, 2))
+    return read_examples(tmp_path / "facts.jsonl", "nq", facts_tokenizer)
+
+
+@pytest.fixture
+def trained(tiny_reader, examples, tmp_path, monkeypatch):
+    """trained(name, **settings) -> the trainer after its run, and its lines of metrics, one a step."""
+    monkeypatch.setattr(training_run, "REPORT_EVERY", 1)
+
+    def train(name, **changes):
+        out = tmp_path / name
+        trainer = Trainer(tiny_reader(), "atlas", replace(PLAIN, **changes), out, progress=False)
+        trainer.train(examples, examples[:2])
+        lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+        return trainer, [line for line in lines if "loss" in line]
+
+    return train
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.student.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("linear", [0.5, 1, 0.5, 0]), ("cosine", [0.5, 1, 0.5, 0]), ("constant", [1, 1, 1, 1])],
+)
+def test_schedule_by_hand(trained, schedule, shares):
+    """Two steps of warming up, two of falling: what is left after each step (constant has no warm-up)."""
+    _, lines = trained("out", schedule=schedule, warmup=0.5)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * share for share in shares], abs=1e-9)
+
+
+def test_rates_by_hand(trained, examples, facts_tokenizer, monkeypatch):
+    ticks = iter(range(0, 1000, 4))
+    monkeypatch.setattr(training_run, "perf_counter", lambda: float(next(ticks)))
+    _, lines = trained("out", accumulate=2)
+    batches = Batches(examples, facts_tokenizer, PLAIN)
+    first = batches[0].tokens + batches[1].tokens
+    # Two passes of two questions; the clock is read at the start and at the end of a window.
+    assert lines[0]["tokens_per_second"] == first / 4 and lines[0]["examples_per_second"] == 4 / 4
+
+
+def test_bfloat16_is_of_the_forward_pass(trained):
+    exact, exact_lines = trained("float32")
+    rounded, rounded_lines = trained("bfloat16", precision="bfloat16")
+    assert rounded_lines[0]["loss"] != exact_lines[0]["loss"]
+    assert rounded_lines[0]["loss"] == pytest.approx(exact_lines[0]["loss"], rel=0.01)
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.student.parameters())
+    assert not torch.equal(weights(exact), weights(rounded))
+
+
+def test_a_seed_decides_everything(trained):
+    first, _ = trained("first")
+    again, _ = trained("again")
+    other, _ = trained("other", seed=1)
+    assert torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_weight_decay_is_of_matrices_alone(trained):
+    decayed, _ = trained("decayed", weight_decay=0.5, steps=1, warmup=0.0)
+    plain, _ = trained("plain", steps=1, warmup=0.0)
+    for (name, one), two in zip(decayed.student.named_parameters(), plain.student.parameters(), strict=True):
+        assert torch.equal(one, two) == (one.ndim == 1), name
+
+
+def test_two_processes_are_two_passes(trained, tiny_reader, tmp_path):
+    """Gradients of two processes are averaged like those of two passes; on a CPU, through gloo."""
+    tiny_reader().save(tmp_path / "start")
+    alone, _ = trained("alone", accumulate=2)
+    command = ["train", "teacher", "--reader", tmp_path / "start", "--train", tmp_path / "facts.jsonl"]
+    command += ["--dev", tmp_path / "facts.jsonl", "--out", tmp_path / "both", "--steps", 4, "--batch-size", 2]
+    command += ["--passages", 2, "--passage-length", 20, "--target-length", 5, "--learning-rate", 1e-3]
+    # What `accelerate launch` runs for several GPUs.
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "btr_reader",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = [*launch, *map(str, command)]
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "both" / "finished.json").read_text())["run"]["processes"] == 2
+    start = tiny_reader().model.state_dict()
+    for name, tensor in load_reader(tmp_path / "both" / BEST).model.state_dict().items():
+        mine = alone.reader.model.state_dict()[name]
+        # Sums in another order: next to how far training went, nothing.
+        assert (tensor - mine).abs().max() <= 0.02 * (mine - start[name]).abs().max() + 1e-7, name
