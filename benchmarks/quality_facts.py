@@ -3,9 +3,10 @@
     nice -n 10 python benchmarks/quality_facts.py --work DIR [--tasks nq fever ...] [--json FILE]
 
 Nothing here but `btr` commands, which are printed. Questions are generated, with passages that BM25 ranks (`btr
-make-facts`). One reader learns to look facts up among passages drawn at random; for each task a teacher goes on from
-it, and two students follow: one on all bits of all tokens, one on 24 of 64 bits of half of them, with runtime merging.
-All are scored on questions of their own, the students on stored bits. Run again it goes on where it was stopped.
+make-facts`). One reader learns to look facts up in one of two passages that are drawn at random. For each task a
+teacher goes on from it, and two students follow: one on all bits of all tokens, one on 24 of 64 bits of half of them
+and with runtime merging. All are scored on questions of their own, the students on stored bits. Run again it goes on
+where it was stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +27,20 @@ from btr_reader.store import store_report
 from btr_reader.tasks import TASKS
 
 PASSAGES, LENGTH, QUESTIONS = 4, 18, 500
-READING = ("--passages", PASSAGES, "--passage-length", LENGTH)
-TRAINING = ("--batch-size", 32, "--learning-rate", 2e-3, "--evaluate-every", 100, "--patience", 100)
+TRAINING = (
+    "--passages",
+    PASSAGES,
+    "--passage-length",
+    LENGTH,
+    "--batch-size",
+    32,
+    "--learning-rate",
+    2e-3,
+    "--evaluate-every",
+    100,
+    "--patience",
+    100,
+)
 #: Options of the students: of training, of encoding, of reading.
 STUDENTS = {
     "btr": ((), (), ()),
@@ -61,12 +74,12 @@ class Steps:
 
 
 def beginner(steps: Steps, work: Path, task: str, train: int, length: int) -> Path:
-    """A reader that has learned to look up facts among passages drawn at random, in the task's format."""
+    """A reader that has learned to look facts up, in one of two passages, in the task's format."""
     facts = work / "easy"
-    steps.run("make-facts", "--task", task, "--train", train, "--passages", PASSAGES, "--drawn", 1.0, "--out", facts)
+    steps.run("make-facts", "--task", task, "--train", train, "--passages", 2, "--drawn", 1.0, "--out", facts)
     steps.run("init-reader", "--shape", "tiny", "--tokenizer", facts / "tokenizer", "--out", work / "start")
     files = ("--train", facts / "train.jsonl", "--dev", facts / "dev.jsonl", "--task", task)
-    options = (*READING, *TRAINING, "--steps", length)
+    options = (*TRAINING, "--steps", length)
     steps.run("train", "teacher", "--reader", work / "start", *files, *options, "--out", work / "beginner")
     return work / "beginner" / "best"
 
@@ -89,7 +102,7 @@ def measured(steps: Steps, task: str, work: Path, first: Path, train: int, lengt
     steps.run("make-facts", *common, "--train", train, "--out", facts, "--seed", 1)
     steps.run("make-facts", *common, "--train", 1, "--dev", QUESTIONS, "--out", test, "--seed", 2)
     files = ("--train", facts / "train.jsonl", "--dev", facts / "dev.jsonl", "--task", task)
-    options = (*files, *READING, *TRAINING, "--steps", length)
+    options = (*files, *TRAINING, "--steps", length)
     seconds = steps.run("train", "teacher", "--reader", first, *options, "--out", work / "teacher")
     teacher, questions = work / "teacher" / "best", test / "dev.jsonl"
     score = scored(steps, task, work / "teacher-test", "--reader", teacher, "--questions", questions)

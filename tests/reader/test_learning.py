@@ -17,7 +17,7 @@ from btr_reader.store import Store
 from btr_reader.tasks import read_questions
 from btr_reader.tokenizer import ReaderTokenizer
 from btr_reader.training.examples import read_examples
-from btr_reader.training.facts import fact_questions, fact_texts
+from btr_reader.training.facts import fact_corpus, fact_questions, fact_texts
 from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives, TrainingSettings
@@ -30,10 +30,11 @@ PASSAGES, LENGTH = 2, 18
 def task(tmp_path_factory):
     directory = tmp_path_factory.mktemp("facts")
     tokenizer = ReaderTokenizer.train(list(fact_texts(100)), SHAPE.vocabulary)
-    questions = list(fact_questions("nq", 150, PASSAGES, seed=1))
-    write_jsonl(directory / "train.jsonl", fact_questions("nq", 8000, PASSAGES))
+    # Passages drawn at random: among those that BM25 finds, minutes of training would be needed.
+    questions = list(fact_questions("nq", 150, PASSAGES, seed=1, drawn=1.0))
+    write_jsonl(directory / "train.jsonl", fact_questions("nq", 8000, PASSAGES, drawn=1.0))
     write_jsonl(directory / "dev.jsonl", questions)
-    write_jsonl(directory / "passages.jsonl", (passage for q in questions for passage in q["passages"]))
+    write_jsonl(directory / "passages.jsonl", fact_corpus(questions))
     return directory, tokenizer
 
 
