@@ -85,7 +85,7 @@ class ExtractiveModel(nn.Module):
         restored = self.code.restore(self.code.as_read(signs, ids), ids)
         sizes, slots, read = passages.sizes, None, restored
         if self.compression.offline < 1:
-            signs, merged, slots = merge_signs(signs, passages.sizes, self.compression.offline)
+            signs, merged, slots = merge_signs(signs, passages, self.compression.offline)
             # A merged token is read as its earliest token's id.
             kept = ids.gather(2, merged.positions.long())
             read, sizes = self.code.restore(self.code.as_read(signs, kept), kept), merged.sizes
