@@ -83,3 +83,58 @@ def test_what_training_sees_is_what_the_store_restores(
     with torch.no_grad():
         expected = target_logits(saved.model, ReaderEngine(saved, "btr").encode(queries, stored), targets)
         torch.testing.assert_close(student(Batch(queries, ids, targets)).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_run_goes_on_with_the_masks_it_had(tiny_reader, task, tmp_path, monkeypatch):
+    """They were measured before the checkpoint, at an evaluation, on weights that no longer are."""
+    settings = replace(SETTINGS, masked_bits=9, steps=5)
+
+    def trainer(name, seed=0):
+        reader = replace(tiny_reader(seed), residual_scale=torch.ones(24))
+        return Trainer(reader, "btr", settings, tmp_path / name, progress=False)
+
+    whole = trainer("whole")
+    best = whole.train(task, task[:2])
+    killed = trainer("killed")
+    step = killed._step
+
+    def stop_at_three(batches, number, window):
+        if number == 3:
+            raise KeyboardInterrupt
+        step(batches, number, window)
+
+    monkeypatch.setattr(killed, "_step", stop_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(task, task[:2])
+    going_on = trainer("killed", seed=9)
+    assert going_on.train(task, task[:2]) == best
+    for name, tensor in whole.student.state_dict().items():
+        assert torch.equal(tensor, going_on.student.state_dict()[name]), name
+
+
+def test_masks_follow_the_bits(tiny_reader, task, tmp_path):
+    reader = replace(tiny_reader(), residual_scale=torch.ones(24))
+    trainer = Trainer(reader, "btr", replace(SETTINGS, masked_bits=9), tmp_path / "out", progress=False)
+    trainer._batches(task)
+    before = trainer.student.mask.clone()
+    trainer.train(task, task[:2])
+    assert not torch.equal(before, trainer.student.mask)
+    saved = load_reader(tmp_path / "out" / BEST)
+    tables = load_token_statistics(tmp_path / "out" / BEST, saved).tables(9)
+    assert (btr_kernels.unpack_bits(torch.from_numpy(tables.mask), 24) > 0).sum(1).eq(9).all()
+
+
+def test_compression_that_a_form_does_not_have_is_refused(tiny_reader, tmp_path):
+    for changes in ({"masked_bits": 9}, {"compression": Compression(offline=0.5)}):
+        with pytest.raises(ValueError, match="the deformer form is trained on all tokens"):
+            Trainer(tiny_reader(), "deformer", replace(SETTINGS, **changes), tmp_path)
+    reader = replace(tiny_reader(), residual_scale=torch.ones(24))
+    with pytest.raises(ValueError, match="masked_bits must be at most the 24 channels, got 25"):
+        Trainer(reader, "btr", replace(SETTINGS, masked_bits=25), tmp_path)
+    for changes, message in (
+        ({"masked_bits": -1}, "masked_bits must be 0 or more"),
+        ({"same_id_first": True}, "same_id_first: there is nothing to merge"),
+        ({"statistics_passages": 0}, "statistics_passages must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(SETTINGS, **changes)

@@ -13,12 +13,15 @@ import torch
 
 from btr_reader.jsonl import write_jsonl
 from btr_reader.reader import load_reader
+from btr_reader.tasks import TASKS
 from btr_reader.training import run as training_run
 from btr_reader.training.examples import Batches, read_examples
 from btr_reader.training.facts import fact_questions
 from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST, METRICS
-from btr_reader.training.settings import Objectives, TrainingSettings
+from btr_reader.training.settings import Objectives, Surrogate, TrainingSettings
+
+from .helpers import run
 
 PLAIN = TrainingSettings(
     steps=4,
@@ -130,3 +133,79 @@ def test_two_processes_are_two_passes(trained, tiny_reader, tmp_path):
         mine = alone.reader.model.state_dict()[name]
         # Sums in another order: next to how far training went, nothing.
         assert (tensor - mine).abs().max() <= 0.02 * (mine - start[name]).abs().max() + 1e-7, name
+
+
+OBJECTIVES = ("answers", "recovery", "distillation", "divergence")
+
+
+@pytest.fixture
+def student(tiny_reader, tmp_path):
+    """student(**settings) -> a trainer of a BTR student with a teacher."""
+
+    def make(**changes):
+        reader = replace(tiny_reader(), residual_scale=torch.linspace(0.5, 1.5, 24))
+        return Trainer(reader, "btr", replace(PLAIN, **changes), tmp_path / "out", tiny_reader(seed=1), progress=False)
+
+    return make
+
+
+@pytest.mark.parametrize("left_out", [None, *OBJECTIVES])
+def test_an_objective_of_weight_0_is_left_out(student, examples, tmp_path, monkeypatch, left_out):
+    monkeypatch.setattr(training_run, "REPORT_EVERY", 1)
+    weights = {name: 0.0 if name == left_out else 0.5 for name in OBJECTIVES}
+    trainer = student(steps=1, objectives=Objectives(**weights))
+    trainer.train(examples, examples[:2])
+    line = json.loads((tmp_path / "out" / METRICS).read_text().splitlines()[0])
+    terms = {name: line[name] for name in OBJECTIVES if name in line}
+    assert set(terms) == set(OBJECTIVES) - {left_out} and all(value > 0 for value in terms.values())
+    assert line["loss"] == pytest.approx(sum(terms.values()))
+
+
+def test_terms_are_weighted(student, examples):
+    trainer = student(objectives=Objectives(*([1.0] * 4)))
+    batch = trainer._batches(examples)[0]
+
+    def terms(*weights):
+        trainer.settings = replace(trainer.settings, objectives=Objectives(*weights))
+        with torch.no_grad():
+            return [float(term) for term in trainer._losses(trainer.student(batch), batch).values()]
+
+    weights = (2.0, 0.5, 3.0, 0.25)
+    assert terms(*weights) == pytest.approx([w * t for w, t in zip(weights, terms(1.0, 1.0, 1.0, 1.0), strict=True)])
+
+
+def test_the_annealed_surrogate_follows_the_run(student, examples, monkeypatch):
+    """tanh(beta x): beta is 1 at the first of four steps, and 10^(3/4) at the last."""
+    seen = []
+
+    def at(self, progress):
+        seen.append(progress)
+        return original(self, progress)
+
+    original = Surrogate.at
+    monkeypatch.setattr(Surrogate, "at", at)
+    trainer = student(surrogate=Surrogate("tanh", beta_start=1.0, beta_end=10.0))
+    trainer.train(examples, examples[:2])
+    assert seen[:4] == [0, 0.25, 0.5, 0.75]
+    assert original(trainer.settings.surrogate, 0.75)["grad"] == ("tanh", pytest.approx(10**0.75))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_dev_scores_are_those_of_btr_eval(tiny_reader, facts_tokenizer, tmp_path, task):
+    """Every task's own metric, of a teacher that has learned some of its few questions."""
+    path = tmp_path / "questions.jsonl"
+    write_jsonl(path, fact_questions(task, 8, 2))
+    orders = "cyclic" if task == "mmlu" else "none"
+    examples = read_examples(path, task, facts_tokenizer, orders)
+    assert len(examples) == (32 if task == "mmlu" else 8)
+    settings = replace(PLAIN, steps=30, learning_rate=1e-2, evaluate_every=15)
+    trainer = Trainer(tiny_reader(), "atlas", settings, tmp_path / "out", progress=False, task=task)
+    best = trainer.train(examples, examples)
+    assert run(
+        "eval", "--task", task, "--reader", tmp_path / "out" / BEST, "--questions", path, "--out", tmp_path / "a.jsonl",
+        "--json", tmp_path / "m.json", "--max-new-tokens", 5, "--permutations", orders,
+    ) == 0  # fmt: skip
+    scores = json.loads((tmp_path / "m.json").read_text())
+    expected = {"fever": {"accuracy"}, "mmlu": {"accuracy", "debiased_accuracy"}}.get(task, {"exact_match", "f1"})
+    assert {name: best[name] for name in expected} == {name: scores[name] for name in expected}
+    assert max(scores[name] for name in expected) > 0
