@@ -10,6 +10,12 @@
 
 typedef struct CUstream_st* cudaStream_t;  // as in cuda_runtime.h; repeating it is legal C++
 
+// int64 (`wide`) or int32 values in device memory; null data: none were given.
+struct BtrIntegers {
+  const void* data;
+  int32_t wide;
+};
+
 extern "C" {
 
 // Bit c of a row is 1 iff x[c] >= 0 (so -0.0 gives 1, NaN gives 0; a boolean is its own bit), least significant bit first.
@@ -23,5 +29,18 @@ int btr_cuda_pack_bits(const void* x, int dtype, int64_t rows, int64_t d, uint8_
 // Fast path (16-byte stores): d % 8 == 0, out, scale and bias 16-byte aligned.
 int btr_cuda_unpack_bits(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
                          const float* token_scale, void* out, int dtype, cudaStream_t stream);
+
+// Differing bits of all pairs of rows: a (batch, m, w), b (batch, n, w) -> out (batch, m, n), w >= 1 below 2^28.
+// Fast path: w % 16 == 0 and a, b 16-byte aligned (loads), n % 4 == 0 and out 16-byte aligned (stores).
+int btr_cuda_hamming_distance(const uint8_t* a, const uint8_t* b, int64_t batch, int64_t m, int64_t n, int64_t w,
+                              int32_t* out, cudaStream_t stream);
+
+// Bipartite matching (btr_kernels.match_tokens): bits (tokens, w) of `batch` passages, at offsets (batch + 1) or of equal
+// length, then of lengths (batch) or all of it; keep (batch) -> slot (tokens), new_lengths (batch). Values are clamped:
+// whatever they are, nothing else is touched. `scratch` has btr_cuda_match_tokens_scratch bytes, aligned to 16.
+int64_t btr_cuda_match_tokens_scratch(int64_t tokens, int64_t w, int64_t batch);
+int btr_cuda_match_tokens(const uint8_t* bits, int64_t tokens, int64_t w, int64_t batch, BtrIntegers offsets,
+                          BtrIntegers lengths, BtrIntegers keep, int32_t* slot, int32_t* new_lengths, void* scratch,
+                          cudaStream_t stream);
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 """The CUDA launchers compiled for the CPU (`emulator/`), called with CPU tensors.
 
-A new operator adds its call to `_CALLS`: the arguments of its launcher, which end with the stream.
+A new operator adds its call to `_CALLS`: the arguments of its launcher, which end with the stream. Scratch memory is
+allocated there, as `csrc/torch/cuda.cpp` does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ def build(sources: Sequence[Path], library: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
+class _Integers(ctypes.Structure):
+    """BtrIntegers."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("wide", ctypes.c_int32))
+
+    def __init__(self, values: Tensor | None):
+        super().__init__(None if values is None else values.data_ptr(), values is not None and values.itemsize == 8)
+
+
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
@@ -39,16 +49,31 @@ def _rows(tensor: Tensor) -> ctypes.c_int64:
     return _INT64(tensor.numel() // tensor.shape[-1])
 
 
-def _pack_bits(x, out):
+def _pack_bits(library, x, out):
     return x, _DTYPE[x.dtype], _rows(out), _INT64(x.shape[-1]), out
 
 
-def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out):
+def _unpack_bits(library, bits, d, scale, bias, token_scale, dtype, out):
     scale, bias, token_scale = (None if v is None else v.float() for v in (scale, bias, token_scale))
     return bits, _rows(bits), _INT64(d), scale, bias, token_scale, out, _DTYPE[dtype]
 
 
-_CALLS = {"pack_bits": _pack_bits, "unpack_bits": _unpack_bits}
+def _hamming_distance(library, a, b, out):
+    a, b = (t.expand(*out.shape[:-2], -1, -1).contiguous() for t in (a, b))
+    batch = out.shape[:-2].numel()
+    return a, b, *map(_INT64, (batch, *out.shape[-2:], a.shape[-1])), out
+
+
+def _match_tokens(library, bits, keep, lengths, cu_seqlens, slot, new_lengths):
+    sizes = tuple(map(_INT64, (slot.numel(), bits.shape[-1], keep.numel())))
+    library.btr_cuda_match_tokens_scratch.restype = _INT64
+    scratch = before_a_wall(torch.full((library.btr_cuda_match_tokens_scratch(*sizes),), 0xA5, dtype=torch.uint8))
+    return bits, *sizes, _Integers(cu_seqlens), _Integers(lengths), _Integers(keep), slot, new_lengths, scratch
+
+
+_CALLS = {
+    function.__name__[1:]: function for function in (_pack_bits, _unpack_bits, _hamming_distance, _match_tokens)
+}
 
 
 def before_a_wall(tensor: Tensor) -> Tensor:
@@ -105,7 +130,7 @@ class Emulator:
         return [a.to("meta") if isinstance(a, Tensor) else a for a in args]
 
     def _launch(self, name: str, *args) -> None:
-        call = _CALLS[name](*args)
+        call = _CALLS[name](self._library, *args)
         pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in call]
         error = getattr(self._library, f"btr_cuda_{name}")(*pointers, _pointer(None))
         assert error == 0, f"btr_cuda_{name} returned cudaError_t {error}"

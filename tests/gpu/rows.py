@@ -28,6 +28,8 @@ FLOAT8_TILES = r"^QGMMA\S* R\d+, R\d+, gdesc"
 INT_TILES = {"80": r"^IMMA\.16832\.S8\.S8", "90": r"^IGMMA\S*\.S8\.S8 R\d+, R\d+, gdesc"}
 #: The tensor cores' instructions for few rows, on both architectures, which take both operands from registers.
 FLOAT_ROWS, INT_ROWS = FLOAT_TILES["80"], INT_TILES["80"]
+#: Tensor cores on single bits, both operands from registers.
+BINARY_TILES = r"^BMMA\.168256\.AND\.POPC"
 
 
 class Example(NamedTuple):
@@ -265,9 +267,21 @@ ROWS = {
         (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),
         large={131: (600,)},
     ),
-    "hamming_distance": Row(_hamming_distance, (_UINT8, torch.int32), exact=True, large={131: (600,)}),
+    "hamming_distance": Row(
+        _hamming_distance,
+        (_UINT8, torch.int32),
+        ("hamming_tilesILi16ELb1E", (LOADS_128, BINARY_TILES, STORES_128)),
+        exact=True,
+        large={131: (600,), 1100: (70,)},
+    ),
     "hamming_topk": Row(_hamming_topk, (_UINT8, *INTEGERS), exact=True),
-    "match_tokens": Row(_match_tokens, (_UINT8, *INTEGERS), exact=True, large=_FEW_TOKENS),
+    "match_tokens": Row(
+        _match_tokens,
+        (_UINT8, *INTEGERS),
+        ("match_passagesILi16E", (LOADS_128, BINARY_TILES)),
+        exact=True,
+        large=_FEW_TOKENS,
+    ),
     "merge_bits": Row(_merge_bits, (_UINT8, *INTEGERS), exact=True, large={131: (300,)}),
     "merge_tokens": Row(_merge_tokens, (*FLOATS, *INTEGERS), large={131: (300,)}),
     "merge_tokens_backward": Row(_merge_tokens_backward, (*FLOATS, *INTEGERS), large={131: (300,)}),

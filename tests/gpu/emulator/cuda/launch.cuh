@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 
 #include "coroutines.h"
@@ -30,6 +31,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMinor: return *value = emulator_capability % 10, cudaSuccess;
     default: return cudaErrorInvalidValue;
   }
+}
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  return std::memset(memory, value, bytes), cudaSuccess;
 }
 }
 
@@ -65,6 +69,16 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(x); }
 inline void __threadfence() {}
+
+// Memory accesses with a cache hint.
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+template <typename T>
+void __stcg(T* address, T value) {
+  *address = value;
+}
 
 // One thread runs at a time.
 template <typename T>
