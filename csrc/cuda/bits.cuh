@@ -40,18 +40,26 @@ __host__ __device__ __forceinline__ uint32_t float_to_bits(float f) {
 #endif
 }
 
+// A float of any dtype as float32, exactly; `element` holds its bits.
+template <DType kType>
+__host__ __device__ __forceinline__ float widened(uint32_t element) {
+  if constexpr (kType == DType::f32) {
+    return bits_to_float(element);
+  } else if constexpr (kType == DType::f16) {
+    return __half2float(__half(__half_raw{static_cast<unsigned short>(element)}));
+  } else {
+    return bits_to_float(element << 16);
+  }
+}
+
 // ---- Packing: 16-bit floats are widened (exactly) so that one IEEE comparison decides -0, NaN and denormals. ----
 
 template <DType kType>
 __host__ __device__ __forceinline__ bool is_one(uint32_t element) {
-  if constexpr (kType == DType::f32) {
-    return bits_to_float(element) >= 0.0f;
-  } else if constexpr (kType == DType::f16) {
-    return __half2float(__half(__half_raw{static_cast<unsigned short>(element)})) >= 0.0f;
-  } else if constexpr (kType == DType::bf16) {
-    return bits_to_float(element << 16) >= 0.0f;
-  } else {
+  if constexpr (kType == DType::boolean) {
     return (element & 0xff) != 0;
+  } else {
+    return widened<kType>(element) >= 0.0f;
   }
 }
 
@@ -133,6 +141,35 @@ __host__ __device__ __forceinline__ uint32_t word_of(float first, float second) 
   } else {
     const __nv_bfloat162_raw pair = __floats2bfloat162_rn(first, second);
     return pair.x | static_cast<uint32_t>(pair.y) << 16;
+  }
+}
+
+// ---- Vectors of floats: V is uint4, or the storage of one element. ----
+
+// Element i, widened exactly.
+template <DType kType, typename V>
+__host__ __device__ __forceinline__ float element(const V& vector, int i) {
+  if constexpr (sizeof(V) < 16) {
+    return widened<kType>(vector);
+  } else {
+    constexpr int kPerWord = kPerVector<kType> / 4;
+    const int word = i / kPerWord;
+    const uint32_t held = word == 0 ? vector.x : word == 1 ? vector.y : word == 2 ? vector.z : vector.w;
+    return widened<kType>(kPerWord == 1 ? held : held >> (16 * (i % 2)) & 0xffff);
+  }
+}
+
+// Floats rounded to nearest even.
+template <DType kType, typename V, int K>
+__host__ __device__ __forceinline__ V rounded(const float (&values)[K]) {
+  if constexpr (K == 1) {
+    if constexpr (kType == DType::f32) return float_to_bits(values[0]);
+    else return static_cast<V>(word_of<kType>(values[0], 0.0f));
+  } else if constexpr (kType == DType::f32) {
+    return {float_to_bits(values[0]), float_to_bits(values[1]), float_to_bits(values[2]), float_to_bits(values[3])};
+  } else {
+    return {word_of<kType>(values[0], values[1]), word_of<kType>(values[2], values[3]),
+            word_of<kType>(values[4], values[5]), word_of<kType>(values[6], values[7])};
   }
 }
 

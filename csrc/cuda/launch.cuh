@@ -13,7 +13,7 @@ namespace btr::cuda {
 // Shared memory that a launch gives to each block, beyond which every GPU has to be asked for it.
 constexpr int64_t kSharedUnasked = 48 << 10;
 
-// What a launch gave of shared memory, aligned to 16 bytes.
+// What a launch gave of shared memory, aligned to 16 bytes. Kernels have no other: the emulator would not know it.
 __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;

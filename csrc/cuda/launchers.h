@@ -43,4 +43,18 @@ int btr_cuda_match_tokens(const uint8_t* bits, int64_t tokens, int64_t w, int64_
                           BtrIntegers lengths, BtrIntegers keep, int32_t* slot, int32_t* new_lengths, void* scratch,
                           cudaStream_t stream);
 
+// Majority votes (btr_kernels.merge_bits): bits (tokens, w) of `batch` passages of equal length with slot and sizes (tokens;
+// null sizes count as 1) -> out (batch, rows, w), new_sizes (batch, rows). Packed passages have offsets `from` (batch + 1)
+// of tokens and `to` (batch + 1) of rows, and out (rows, w), new_sizes (rows). Slots outside of a passage's rows are left
+// out. Fast path: w % 16 == 0, bits and out 16-byte aligned.
+int btr_cuda_merge_bits(const uint8_t* bits, int64_t tokens, int64_t w, int64_t batch, int64_t rows, const int32_t* slot,
+                        const int32_t* sizes, BtrIntegers from, BtrIntegers to, uint8_t* out, int32_t* new_sizes,
+                        cudaStream_t stream);
+
+// Weighted means (btr_kernels.merge_tokens) of x (tokens, d) f32, f16 or bf16, the rest as above.
+// Fast path: x and out 16-byte aligned, d a multiple of what 16 bytes hold.
+int btr_cuda_merge_tokens(const void* x, int dtype, int64_t tokens, int64_t d, int64_t batch, int64_t rows,
+                          const int32_t* slot, const int32_t* sizes, BtrIntegers from, BtrIntegers to, void* out,
+                          int32_t* new_sizes, cudaStream_t stream);
+
 }  // extern "C"

@@ -71,8 +71,23 @@ def _match_tokens(library, bits, keep, lengths, cu_seqlens, slot, new_lengths):
     return bits, *sizes, _Integers(cu_seqlens), _Integers(lengths), _Integers(keep), slot, new_lengths, scratch
 
 
+def _merged(tokens, slot, sizes, rows, cu_in, cu_out, out, new_sizes):
+    batch = slot.shape[0] if cu_in is None else cu_in.numel() - 1
+    numbers = map(_INT64, (slot.numel(), tokens.shape[-1], batch, rows))
+    return *numbers, slot, sizes, _Integers(cu_in), _Integers(cu_out), out, new_sizes
+
+
+def _merge_bits(library, bits, *rest):
+    return bits, *_merged(bits, *rest)
+
+
+def _merge_tokens(library, x, *rest):
+    return x, _DTYPE[x.dtype], *_merged(x, *rest)
+
+
 _CALLS = {
-    function.__name__[1:]: function for function in (_pack_bits, _unpack_bits, _hamming_distance, _match_tokens)
+    function.__name__[1:]: function
+    for function in (_pack_bits, _unpack_bits, _hamming_distance, _match_tokens, _merge_bits, _merge_tokens)
 }
 
 

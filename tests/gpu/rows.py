@@ -282,8 +282,19 @@ ROWS = {
         exact=True,
         large=_FEW_TOKENS,
     ),
-    "merge_bits": Row(_merge_bits, (_UINT8, *INTEGERS), exact=True, large={131: (300,)}),
-    "merge_tokens": Row(_merge_tokens, (*FLOATS, *INTEGERS), large={131: (300,)}),
+    "merge_bits": Row(
+        _merge_bits,
+        (_UINT8, *INTEGERS),
+        ("merge_rowsILi16E", (LOADS_128, STORES_128)),
+        exact=True,
+        large={131: (300,)},
+    ),
+    "merge_tokens": Row(
+        _merge_tokens,
+        (*FLOATS, *INTEGERS),
+        (r"merge_meansILNS_5DTypeE0ELb1E", (LOADS_128, STORES_128)),
+        large={131: (300,)},
+    ),
     "merge_tokens_backward": Row(_merge_tokens_backward, (*FLOATS, *INTEGERS), large={131: (300,)}),
 }
 
