@@ -22,7 +22,7 @@ import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 #: What "auto" tries, in order, for tensors of a device type.
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 #: The names of the `use_backend` blocks that are open here, the innermost last.
 _chosen: ContextVar[tuple[str, ...]] = ContextVar("btr_backend", default=())

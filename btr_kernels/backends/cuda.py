@@ -9,8 +9,8 @@ import torch
 from . import native
 
 DEVICES = ("cuda",)
-#: Operators that csrc/torch/cuda.cpp registers for CUDA.
-_OPERATORS = ("pack_bits", "unpack_bits")
+#: Operators that csrc/torch/cuda*.cpp register for CUDA.
+_OPERATORS = ("pack_bits", "unpack_bits", "hamming_distance", "match_tokens", "merge_bits", "merge_tokens")
 
 
 def why_not() -> str | None:

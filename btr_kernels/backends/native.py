@@ -66,6 +66,13 @@ def as_long(values: Tensor | None) -> Tensor | None:
     return values.long().contiguous()
 
 
+def _integers(values: Tensor | None) -> Tensor | None:
+    """As the kernels of the tensor's device take them: those of a GPU read int32 too."""
+    if values is None or values.is_cpu:
+        return as_long(values)
+    return values.contiguous()
+
+
 def says_yes(question: str, *args) -> bool:
     """The answer of a native operator about CPU tensors (csrc/torch/values.cpp); False also if nobody can be asked."""
     return args[0].is_cpu and load()[0] is not None and getattr(_native, question)(*args)
@@ -168,17 +175,18 @@ def _hamming_topk(a, b, k, distances, indices) -> None:
 
 
 def _match_tokens(bits, keep, lengths, cu_seqlens, slot, new_lengths) -> None:
-    _native.match_tokens(bits.contiguous(), as_long(keep), as_long(lengths), as_long(cu_seqlens), slot, new_lengths)
+    keep, lengths, cu_seqlens = _integers(keep), _integers(lengths), _integers(cu_seqlens)
+    _native.match_tokens(bits.contiguous(), keep, lengths, cu_seqlens, slot, new_lengths)
 
 
 def _merge_bits(bits, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, as_long(cu_in), as_long(cu_out), out, new_sizes)
+    _native.merge_bits(bits.contiguous(), slot.contiguous(), sizes, _integers(cu_in), _integers(cu_out), out, new_sizes)
 
 
 def _merge_tokens(x, slot, sizes, rows, cu_in, cu_out, out, new_sizes) -> None:
     sizes = None if sizes is None else sizes.contiguous()
-    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, as_long(cu_in), as_long(cu_out), out, new_sizes)
+    _native.merge_tokens(x.contiguous(), slot.contiguous(), sizes, _integers(cu_in), _integers(cu_out), out, new_sizes)
 
 
 def _merge_tokens_backward(grad, slot, sizes, new_sizes, cu_in, cu_out, grad_x) -> None:
