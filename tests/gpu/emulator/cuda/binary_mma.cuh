@@ -9,8 +9,10 @@
 namespace btr::cuda {
 
 inline void count_common_bits(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  const auto* held = emulator::exchange(words, 6);
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const auto held = emulator::warp().exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
   const int group = emulator::lane() / 4, in_group = emulator::lane() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = group + (i < 2 ? 0 : 8), column = in_group * 2 + (i & 1);
@@ -18,8 +20,8 @@ inline void count_common_bits(int32_t (&c)[4], const uint32_t (&a)[4], const uin
       // Element a_j is of row g for j in [0, 32) and [64, 96), else of g + 8; of channel 32 t + j % 32, and 128 more from
       // j = 64 on. Element b_j is of column g and of channel 32 t + j % 32, and 128 more from j = 32 on.
       const int holder = k % 128 / 32, high = k / 128;
-      const uint32_t of_a = held[row % 8 * 4 + holder][row / 8 + 2 * high];
-      const uint32_t of_b = held[column * 4 + holder][4 + high];
+      const uint32_t of_a = held[row % 8 * 4 + holder].a[row / 8 + 2 * high];
+      const uint32_t of_b = held[column * 4 + holder].b[high];
       c[i] += __builtin_popcount(of_a & of_b);
     }
   }
