@@ -10,7 +10,17 @@ from . import native
 
 DEVICES = ("cuda",)
 #: Operators that csrc/torch/cuda*.cpp register for CUDA.
-_OPERATORS = ("pack_bits", "unpack_bits", "hamming_distance", "match_tokens", "merge_bits", "merge_tokens")
+_OPERATORS = (
+    "pack_bits",
+    "unpack_bits",
+    "binarize",
+    "expand_bits",
+    "hamming_distance",
+    "hamming_topk",
+    "match_tokens",
+    "merge_bits",
+    "merge_tokens",
+)
 
 
 def why_not() -> str | None:

@@ -108,7 +108,7 @@ def _compress_bits(bits, ids, mask, k, out) -> None:
 
 
 def _expand_bits(codes, ids, mask, fill, out) -> None:
-    _native.expand_bits(codes.contiguous(), as_long(ids), mask.contiguous(), fill.contiguous(), out)
+    _native.expand_bits(codes.contiguous(), _integers(ids), mask.contiguous(), fill.contiguous(), out)
 
 
 def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:

@@ -30,10 +30,26 @@ int btr_cuda_pack_bits(const void* x, int dtype, int64_t rows, int64_t d, uint8_
 int btr_cuda_unpack_bits(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
                          const float* token_scale, void* out, int dtype, cudaStream_t stream);
 
+// Signs of x, or with `layer` of x - mean(x), as above, and unless null magnitude (rows): sqrt(mean(x^2) + eps), with
+// `layer` sqrt(var(x) + eps). x (rows, d) f32, f16 or bf16, d >= 1 -> bits (rows, ceil(d / 8)), pad bits zero.
+// Fast path: x 16-byte aligned, d a multiple of what 16 bytes hold.
+int btr_cuda_binarize(const void* x, int dtype, int64_t rows, int64_t d, int layer, double eps, uint8_t* bits,
+                      float* magnitude, cudaStream_t stream);
+
+// Masked bits (btr_kernels.expand_bits): codes (tokens, c), ids (tokens), mask and fill (table_rows, w) -> out (tokens, w).
+// An id without a row takes the nearest. Fast path: w % 4 == 0; mask, fill and out 4-byte aligned.
+int btr_cuda_expand_bits(const uint8_t* codes, BtrIntegers ids, const uint8_t* mask, const uint8_t* fill, int64_t tokens,
+                         int64_t table_rows, int64_t c, int64_t w, uint8_t* out, cudaStream_t stream);
+
 // Differing bits of all pairs of rows: a (batch, m, w), b (batch, n, w) -> out (batch, m, n), w >= 1 below 2^28.
 // Fast path: w % 16 == 0 and a, b 16-byte aligned (loads), n % 4 == 0 and out 16-byte aligned (stores).
 int btr_cuda_hamming_distance(const uint8_t* a, const uint8_t* b, int64_t batch, int64_t m, int64_t n, int64_t w,
                               int32_t* out, cudaStream_t stream);
+
+// The k rows of b (n, w) nearest to each of a (m, w), 1 <= k <= n < 2^31, by distance and then by index -> distances (m, k),
+// indices (m, k). `scratch` holds the distances of `scratch_rows` >= 1 rows of a: (scratch_rows, n).
+int btr_cuda_hamming_topk(const uint8_t* a, const uint8_t* b, int64_t m, int64_t n, int64_t w, int64_t k, int32_t* scratch,
+                          int64_t scratch_rows, int32_t* distances, int64_t* indices, cudaStream_t stream);
 
 // Bipartite matching (btr_kernels.match_tokens): bits (tokens, w) of `batch` passages, at offsets (batch + 1) or of equal
 // length, then of lengths (batch) or all of it; keep (batch) -> slot (tokens), new_lengths (batch). Values are clamped:

@@ -1,4 +1,4 @@
-// Packing and unpacking on CUDA tensors; compiled, as its neighbours `cuda_*.cpp`, where a CUDA compiler was found.
+// Packing, unpacking and masked bits on CUDA tensors; compiled, as its neighbours `cuda_*.cpp`, where a CUDA compiler was found.
 
 #include <torch/csrc/stable/library.h>
 
@@ -27,9 +27,34 @@ void unpack_bits_cuda(Tensor bits, Optional scale, Optional bias, Optional token
   check_launch("unpack_bits", btr_cuda_unpack_bits(in, rows, d, s, b, ts, y, int(dtype), current_stream(bits)));
 }
 
+void binarize_cuda(Tensor x, bool layer, double eps, Tensor bits, Optional magnitude) {
+  const DeviceGuard guard(x.get_device_index());
+  const int64_t d = token_size("x", x), rows = rows_of(x);
+  const DType dtype = dtype_of("x", x, {DType::f32, DType::f16, DType::bf16});
+  const auto* in = read<char>("x", x, rows * d);
+  auto* out = write<uint8_t>("bits", bits, ScalarType::Byte, rows * bytes_for(d));
+  auto* size = magnitude ? write<float>("magnitude", *magnitude, ScalarType::Float, rows) : nullptr;
+  check_launch("binarize", btr_cuda_binarize(in, int(dtype), rows, d, layer, eps, out, size, current_stream(x)));
+}
+
+void expand_bits_cuda(Tensor codes, Tensor ids, Tensor mask, Tensor fill, Tensor out) {
+  const DeviceGuard guard(codes.get_device_index());
+  const int64_t c = token_size("codes", codes), tokens = rows_of(codes), w = token_size("mask", mask);
+  const int64_t table_rows = rows_of(mask);
+  const auto* in = read<uint8_t>("codes", codes, ScalarType::Byte, tokens * c);
+  const BtrIntegers chosen = read_integers("ids", ids, tokens);
+  const auto* stored = read<uint8_t>("mask", mask, ScalarType::Byte, table_rows * w);
+  const auto* others = read<uint8_t>("fill", fill, ScalarType::Byte, table_rows * w);
+  auto* bits = write<uint8_t>("out", out, ScalarType::Byte, tokens * w);
+  check_launch("expand_bits",
+               btr_cuda_expand_bits(in, chosen, stored, others, tokens, table_rows, c, w, bits, current_stream(codes)));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CUDA, m) {
   m.impl("pack_bits", TORCH_BOX(&pack_bits_cuda));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits_cuda));
+  m.impl("binarize", TORCH_BOX(&binarize_cuda));
+  m.impl("expand_bits", TORCH_BOX(&expand_bits_cuda));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "torch/cuda_calls.h"
 
 namespace btr {
@@ -18,6 +20,23 @@ void hamming_distance_cuda(Tensor a, Tensor b, Tensor out) {
   const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, batch * n * w);
   auto* distances = write<int32_t>("out", out, ScalarType::Int, batch * m * n);
   check_launch("hamming_distance", btr_cuda_hamming_distance(pa, pb, batch, m, n, w, distances, current_stream(a)));
+}
+
+// Distances that hamming_topk holds at a time.
+constexpr int64_t kHeldDistances = int64_t(1) << 26;
+
+void hamming_topk_cuda(Tensor a, Tensor b, Tensor distances, Tensor indices) {
+  const DeviceGuard guard(a.get_device_index());
+  const int64_t m = rows_of(a), n = rows_of(b), w = token_size("a", a), k = last_size(distances);
+  STD_TORCH_CHECK(k >= 1 && k <= n, "k: expected 1 to ", n, ", got ", k);
+  const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, m * w);
+  const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, n * w);
+  auto* found = write<int32_t>("distances", distances, ScalarType::Int, m * k);
+  auto* index = write<int64_t>("indices", indices, ScalarType::Long, m * k);
+  const int64_t rows = std::clamp<int64_t>(kHeldDistances / n, 1, std::max<int64_t>(m, 1));
+  const Tensor scratch = torch::stable::new_empty(a, {rows, n}, ScalarType::Int);
+  check_launch("hamming_topk", btr_cuda_hamming_topk(pa, pb, m, n, w, k, static_cast<int32_t*>(scratch.mutable_data_ptr()),
+                                                     rows, found, index, current_stream(a)));
 }
 
 // The number of passages: of packed ones those between offsets, else the first size.
@@ -88,6 +107,7 @@ void merge_tokens_cuda(Tensor x, Tensor slot, Optional sizes, Optional cu_in, Op
 
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CUDA, m) {
   m.impl("hamming_distance", TORCH_BOX(&hamming_distance_cuda));
+  m.impl("hamming_topk", TORCH_BOX(&hamming_topk_cuda));
   m.impl("match_tokens", TORCH_BOX(&match_tokens_cuda));
   m.impl("merge_bits", TORCH_BOX(&merge_bits_cuda));
   m.impl("merge_tokens", TORCH_BOX(&merge_tokens_cuda));

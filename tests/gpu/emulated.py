@@ -58,10 +58,26 @@ def _unpack_bits(library, bits, d, scale, bias, token_scale, dtype, out):
     return bits, _rows(bits), _INT64(d), scale, bias, token_scale, out, _DTYPE[dtype]
 
 
+def _binarize(library, x, norm, eps, magnitude, bits, size):
+    size = size if magnitude else None
+    return x, _DTYPE[x.dtype], _rows(bits), _INT64(x.shape[-1]), norm == "layer", ctypes.c_double(eps), bits, size
+
+
+def _expand_bits(library, codes, ids, mask, fill, out):
+    sizes = ids.numel(), mask.shape[0], codes.shape[-1], mask.shape[-1]
+    return codes, _Integers(ids), mask, fill, *map(_INT64, sizes), out
+
+
 def _hamming_distance(library, a, b, out):
     a, b = (t.expand(*out.shape[:-2], -1, -1).contiguous() for t in (a, b))
     batch = out.shape[:-2].numel()
     return a, b, *map(_INT64, (batch, *out.shape[-2:], a.shape[-1])), out
+
+
+def _hamming_topk(library, a, b, k, distances, indices):
+    rows = max(1, a.shape[0] // 2)  # several parts
+    scratch = before_a_wall(torch.full((rows, b.shape[0]), -1, dtype=torch.int32))
+    return a, b, *map(_INT64, (a.shape[0], *b.shape, k)), scratch, _INT64(rows), distances, indices
 
 
 def _match_tokens(library, bits, keep, lengths, cu_seqlens, slot, new_lengths):
@@ -87,7 +103,17 @@ def _merge_tokens(library, x, *rest):
 
 _CALLS = {
     function.__name__[1:]: function
-    for function in (_pack_bits, _unpack_bits, _hamming_distance, _match_tokens, _merge_bits, _merge_tokens)
+    for function in (
+        _pack_bits,
+        _unpack_bits,
+        _binarize,
+        _expand_bits,
+        _hamming_distance,
+        _hamming_topk,
+        _match_tokens,
+        _merge_bits,
+        _merge_tokens,
+    )
 }
 
 

@@ -251,11 +251,19 @@ _FEW_TOKENS = {24: (300,)}  # the definitions of matching take seconds for more
 ROWS = {
     "pack_bits": Row(_pack_bits, (*FLOATS, torch.bool, _UINT8), ("pack_sequence", (LOADS_128,)), exact=True),
     "unpack_bits": Row(_unpack_bits, (*FLOATS, _UINT8), ("unpack_vectors", (STORES_128,)), exact=True),
-    "binarize": Row(_binarize, (*FLOATS, _UINT8), large=_WIDE),
+    "binarize": Row(
+        _binarize, (*FLOATS, _UINT8), (r"binarize_rowsILNS_5DTypeE\dELb1E", (LOADS_128,)), large=_WIDE
+    ),
     "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),
     "compress_bits": Row(_compress_bits, (_UINT8, *INTEGERS), exact=True, large=_WIDE),
-    "expand_bits": Row(_expand_bits, (_UINT8, *INTEGERS), exact=True, large=_WIDE),
+    "expand_bits": Row(
+        _expand_bits,
+        (_UINT8, *INTEGERS),
+        ("expand_wordsIjE", (r"^LDG\.E(\.\w+)* R", r"^STG\.E R?")),
+        exact=True,
+        large=_WIDE,
+    ),
     "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
     "unpack_matmul_backward": Row(_unpack_matmul_backward, (*FLOATS, _UINT8), large={131: (1100,)}),
     "unpack_matmul_prepared": Row(
@@ -274,7 +282,9 @@ ROWS = {
         exact=True,
         large={131: (600,), 1100: (70,)},
     ),
-    "hamming_topk": Row(_hamming_topk, (_UINT8, *INTEGERS), exact=True),
+    "hamming_topk": Row(
+        _hamming_topk, (_UINT8, *INTEGERS), ("select_nearestILb1E", (LOADS_128, r"^ATOMS")), exact=True
+    ),
     "match_tokens": Row(
         _match_tokens,
         (_UINT8, *INTEGERS),
