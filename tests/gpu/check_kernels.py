@@ -2,7 +2,8 @@
 
 `python -m gpu.check_kernels triton|cuda DEVICE` or `python -m gpu.check_kernels emulated LIBRARY`, of all operators and
 channels of `rows.py` or of those given; another --seed gives other values. Prints
-{operator: {"failures": {d: message}, "dtypes": [name]}} with d as text, "huge" for more than 2^31 elements.
+{operator: {"failures": {d: message}, "dtypes": [name]}} with d as text, "huge" for more than 2^31 elements, and the
+names of the operator's cases.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from kernels.cases import OPERATORS
+from kernels.cases import OPERATORS, as_tuple
 from kernels.comparison import assert_exact
 from kernels.picks import SPECIAL, STRIDES, Picks, restride
 
@@ -75,6 +76,17 @@ def check(name: str, d: int, run: Run, dtypes: set, base: int = 0) -> str | None
             except Exception:
                 shown = ", ".join(f"{a.dtype}{list(a.shape)}" if isinstance(a, torch.Tensor) else str(a) for a in args)
                 return f"{name}({shown}), seed {seed}:\n{traceback.format_exc()}"
+    return None
+
+
+def check_case(name: str, case: str, run: Run) -> str | None:
+    try:
+        args = ROWS[name].cases[case]()
+        expected = as_tuple(getattr(bk.reference, name)(*args))
+        for got, reference in zip(run(name, args), expected, strict=True):
+            assert_exact(name, got.cpu(), reference)
+    except Exception:
+        return traceback.format_exc()
     return None
 
 
@@ -182,6 +194,8 @@ def main() -> None:
         dtypes: set = set()
         ds = channels or (*CHANNELS, *ROWS[name].large)
         failures = {str(d): check(name, d, run, dtypes, arguments.seed) for d in ds}
+        if implementation != "triton":
+            failures |= {case: check_case(name, case, run) for case in ROWS[name].cases}
         if not channels:
             huge = name in HUGE
             failures["huge"] = check_huge(name, run_huge, device) if huge else "skip: no case for this operator"

@@ -53,6 +53,8 @@ class Row:
         cuda: the name of the CUDA kernel of the fast path, and patterns that every instance of it must contain.
         exact: whether results equal the reference's to the bit; else they are within the operator's tolerance.
         large: channels and tokens of larger tests, in which the grid strides or a passage takes several blocks.
+        cases: arguments by name that take ways through the CUDA kernels which sampled ones do not; compared with the
+            reference, exactly.
     """
 
     examples: Callable[[], list[Example]]
@@ -60,6 +62,7 @@ class Row:
     cuda: tuple[str, tuple[str, ...]] | None = None
     exact: bool = False
     large: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: {520: (1000,), 131: (600,)})
+    cases: Mapping[str, Callable[[], tuple]] = field(default_factory=dict)
 
 
 def _bits(*shape: int) -> torch.Tensor:
@@ -244,6 +247,32 @@ def _merge_tokens_backward() -> list[Example]:
     ]
 
 
+def _random_bits(*shape: int, values: int = 256) -> torch.Tensor:
+    return torch.randint(values, shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.uint8)
+
+
+def _topk_case(n: int, w: int, k: int) -> tuple:
+    return _random_bits(3, w), _random_bits(n, w), k
+
+
+def _match_case(lengths: tuple[int, ...], keep: int, packed: bool, w: int = 16) -> tuple:
+    """Passages of these lengths; few distinct bytes, so that distances tie."""
+    counts, kept = torch.tensor(lengths), torch.full((len(lengths),), keep)
+    if packed:
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
+        return _random_bits(sum(lengths), w, values=8), kept, None, offsets
+    return _random_bits(len(lengths), max(lengths), w, values=8), kept, counts, None
+
+
+def _merge_case(tokens: int, rows: int, w: int = 16) -> tuple:
+    """Slots of no, one, two and many tokens, some of them outside, and sizes that may be 0."""
+    generator = torch.Generator().manual_seed(tokens)
+    slot = torch.randint(-2, rows + 3, (3, tokens), generator=generator, dtype=torch.int32)
+    slot = torch.where(torch.arange(tokens) < tokens // 2, slot, slot % 5).clamp(-1, rows - 1)
+    sizes = torch.randint(4, slot.shape, generator=generator, dtype=torch.int32)
+    return _random_bits(3, tokens, w, values=8), slot, sizes, rows, None, None
+
+
 _UINT8 = torch.uint8
 _WIDE = {131: (200,), 5000: (3,)}  # several programs; rows that a program reads in parts
 _FEW_TOKENS = {24: (300,)}  # the definitions of matching take seconds for more
@@ -251,9 +280,7 @@ _FEW_TOKENS = {24: (300,)}  # the definitions of matching take seconds for more
 ROWS = {
     "pack_bits": Row(_pack_bits, (*FLOATS, torch.bool, _UINT8), ("pack_sequence", (LOADS_128,)), exact=True),
     "unpack_bits": Row(_unpack_bits, (*FLOATS, _UINT8), ("unpack_vectors", (STORES_128,)), exact=True),
-    "binarize": Row(
-        _binarize, (*FLOATS, _UINT8), (r"binarize_rowsILNS_5DTypeE\dELb1E", (LOADS_128,)), large=_WIDE
-    ),
+    "binarize": Row(_binarize, (*FLOATS, _UINT8), (r"binarize_rowsILNS_5DTypeE\dELb1E", (LOADS_128,)), large=_WIDE),
     "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),
     "compress_bits": Row(_compress_bits, (_UINT8, *INTEGERS), exact=True, large=_WIDE),
@@ -283,7 +310,14 @@ ROWS = {
         large={131: (600,), 1100: (70,)},
     ),
     "hamming_topk": Row(
-        _hamming_topk, (_UINT8, *INTEGERS), ("select_nearestILb1E", (LOADS_128, r"^ATOMS")), exact=True
+        _hamming_topk,
+        (_UINT8, *INTEGERS),
+        ("select_nearestILb1E", (LOADS_128, r"^ATOMS")),
+        exact=True,
+        cases={
+            "several digits of a distance": lambda: _topk_case(1001, 300, 9),
+            "more results than shared memory holds": lambda: _topk_case(1300, 1, 1250),
+        },
     ),
     "match_tokens": Row(
         _match_tokens,
@@ -291,6 +325,14 @@ ROWS = {
         ("match_passagesILi16E", (LOADS_128, BINARY_TILES)),
         exact=True,
         large=_FEW_TOKENS,
+        cases={
+            "one passage among blocks": lambda: _match_case((700,), 400, False),
+            "one passage among blocks, packed": lambda: _match_case((611,), 400, True),
+            "several tiles a block": lambda: _match_case((330, 0, 257), 200, False),
+            "ragged": lambda: _match_case((0, 130, 1, 128, 2, 0), 90, True),
+            "several rounds": lambda: _match_case((300, 40), 3, True),
+            "tokens of several steps": lambda: _match_case((9, 140), 100, True, w=304),
+        },
     ),
     "merge_bits": Row(
         _merge_bits,
@@ -298,6 +340,7 @@ ROWS = {
         ("merge_rowsILi16E", (LOADS_128, STORES_128)),
         exact=True,
         large={131: (300,)},
+        cases={"many tokens of a slot": lambda: _merge_case(400, 150), "wide": lambda: _merge_case(60, 70, w=144)},
     ),
     "merge_tokens": Row(
         _merge_tokens,

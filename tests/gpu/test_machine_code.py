@@ -14,6 +14,7 @@ import pytest
 
 from . import workers
 from .machine_code import LOCAL_MEMORY, disassembler, instructions, kernels, nvcc
+from .resources import ARCHITECTURES, KERNELS, compile_cuda, uses
 from .rows import FLOAT_TILES, LOADS_128, ROWS, Pattern
 
 CSRC = workers.ROOT / "csrc"
@@ -49,22 +50,20 @@ def assert_no_local_memory(kernel: str, found: list[str]) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_cuda(source, architecture, tmp_path):
     cubin = tmp_path / "kernels.cubin"
-    # The flags of CMakeLists.txt: a spill is an error.
-    command = [nvcc(), "-std=c++17", "-O3", "-cubin", f"-arch={architecture}", "-I", str(CSRC)]
-    command += ["-Xptxas", "--warn-on-spills,--warning-as-error", str(source), "-o", str(cubin)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
+    compile_cuda(source, architecture, cubin)
 
     if not (disassembler("cuobjdump") and disassembler("nvdisasm")):
         pytest.skip("compiled, but there is no disassembler to look at the result")
     found = kernels(cubin)
     for kernel, listing in found.items():
         assert_no_local_memory(kernel, listing)
+    for use in uses(cubin, source.stem, architecture):
+        least = next(kernel.warps for part, kernel in KERNELS[source.stem].items() if part in use.kernel)
+        assert use.warps >= least, f"{use.warps} warps of a multiprocessor, expected {least}: {use}"
     name, patterns = ROWS[source.stem].cuda
     fast = {kernel: listing for kernel, listing in found.items() if name in kernel}
     assert fast, f"no kernel {name} among {list(found)}"
