@@ -69,13 +69,13 @@ def report(tmp_path_factory):
     return of
 
 
-def tests_of(implementation: str, name: str) -> tuple:
+def sizes_of(implementation: str, name: str) -> tuple:
     cases = ROWS[name].cases if implementation.startswith("cuda") else ()
     return *CHANNELS, *ROWS[name].large, *cases, "huge"
 
 
 @pytest.mark.parametrize(
-    ("implementation", "name", "d"), [(*pair, test) for pair in TESTED for test in tests_of(*pair)]
+    ("implementation", "name", "d"), [(*pair, test) for pair in TESTED for test in sizes_of(*pair)]
 )
 def test_results_are_as_defined(report, implementation, name, d):
     failure = report(implementation)[name]["failures"][str(d)]
