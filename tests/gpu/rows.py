@@ -50,7 +50,7 @@ class Row:
     Attributes:
         examples: () -> one for each kind of machine code.
         dtypes: those that the arguments and results of its tests must have covered together.
-        cuda: a pattern of the names of CUDA kernels that are the fast path, and patterns that each of them must contain.
+        cuda: a pattern of the names of the CUDA kernels that are the fast path, and what each of them must contain.
         exact: whether results equal the reference's to the bit; else they are within the operator's tolerance.
         large: channels and tokens of larger tests, in which the grid strides or a passage takes several blocks.
         cases: arguments by name that take ways through the CUDA kernels which sampled ones do not; compared with the
