@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,8 +20,11 @@ from types import ModuleType
 
 import torch
 
+from . import measured
+
 NAMES = ("reference", "cpu", "triton", "cuda")
-#: What "auto" tries, in order, for tensors of a device type.
+#: What "auto" tries, in order, for tensors of a device type. Where several can run on a GPU, what was measured comes
+#: before the order (`measured`).
 _AUTO = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 #: The names of the `use_backend` blocks that are open here, the innermost last.
@@ -119,10 +122,10 @@ def _resolve(name: str, operator: str, device: torch.device) -> Callable[..., No
     if name == "auto":
         if device_type not in _AUTO:
             raise ValueError(f"device: expected a tensor on {' or '.join(_AUTO)}, got {device_type}")
-        for candidate in _AUTO[device_type]:
-            module = _module(candidate)
-            if module.why_not() is None and (kernel := module.kernel(operator)) is not None:
-                return kernel
+        kernels = _kernels(operator, _AUTO[device_type])
+        if device_type == "cuda" and len(kernels) > 1:
+            return measured.choice(torch.cuda.get_device_name(device), operator, kernels)
+        return next(iter(kernels.values()))
     module = _module(name)
     if device_type not in module.DEVICES:
         raise ValueError(f"device: backend {name!r} takes tensors on {' or '.join(module.DEVICES)}, got {device_type}")
@@ -130,6 +133,16 @@ def _resolve(name: str, operator: str, device: torch.device) -> Callable[..., No
     if kernel is None:
         raise NotImplementedError(f"backend {name!r} has no kernel for {operator} yet; use 'auto' or 'reference'")
     return kernel
+
+
+def _kernels(operator: str, candidates: Sequence[str]) -> dict[str, Callable[..., None]]:
+    """The kernels for an operator by backend: of those that can run here, or the reference's if there is none."""
+    found = {}
+    for candidate in candidates:
+        module = _module(candidate)
+        if module.why_not() is None and (kernel := module.kernel(operator)) is not None:
+            found[candidate] = kernel
+    return found if len(found) == 1 else {name: kernel for name, kernel in found.items() if name != "reference"}
 
 
 def _checked(name: str) -> str:

@@ -14,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from btr_kernels.backends import measured
 from btr_kernels.bench.case import Target
 from btr_kernels.bench.gpu import __main__ as command
 from btr_kernels.bench.gpu import checks, measure, packages, report, rows
 from btr_kernels.bench.gpu.timing import MIN_ROUNDS, Time, alternate
+from btr_kernels.ops.define import backends
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -42,7 +44,28 @@ def small_rows() -> list[rows.Row]:
         *masked,
         rows.matched(3, 16, 64, 8, False),
         rows.distances(20, 30, 64),
+        rows.nearest(20, 30, 64, 3),
+        rows.averaged(bf16, 3, 16, 64),
     ]
+
+
+@pytest.mark.parametrize("row", small_rows(), ids=lambda row: row.name)
+def test_a_row_says_what_auto_sees_of_its_calls(row, monkeypatch):
+    seen = []
+    resolve = backends.resolve
+
+    def watched(operator, device):
+        kernel = resolve(operator, device)
+
+        def run(*args):
+            seen.append((operator, str(measured.kind_of(operator, args)).removeprefix("torch."), args[0].numel()))
+            kernel(*args)
+
+        return run
+
+    monkeypatch.setattr(backends, "resolve", watched)
+    row.ours(row.make(torch.Generator().manual_seed(1), CPU))
+    assert seen == [(operator, row.kind, row.size) for operator in row.operators]
 
 
 @pytest.mark.parametrize("row", small_rows(), ids=lambda row: row.name)
@@ -179,6 +202,13 @@ def test_a_row_is_judged_against_its_best_peer_and_its_limit():
     assert (to_limit["against"], to_limit["met"]) == ("copy bandwidth", False)
 
 
+def test_times_of_our_backends_are_not_peers():
+    times = {"ours": Time(2e-3), "slow": Time(8e-3), "triton": Time(3e-3), "cuda": Time(2e-3)}
+    result = report.row_result(ROW, times, LIMITS, ["triton", "cuda"])
+    assert result["backends"] == {"triton": 3e-3, "cuda": 2e-3} and list(result["ratios"]) == ["slow"]
+    assert report._cells(result)[-1] == "4.00x slow (triton 3.00 ms, cuda 2.00 ms)"
+
+
 def test_the_limit_of_arithmetic():
     row = rows.project("plain", torch.float32, 4096, 4096, 4096, ())
     bound, seconds = report.limit(row, LIMITS)
@@ -277,16 +307,18 @@ def test_launches_that_fail_are_named():
 
 
 def test_the_sanitizer_runs_where_it_is_found(monkeypatch):
+    names = [f"triton under compute-sanitizer {tool}" for tool in ("memcheck", "racecheck")]
     monkeypatch.setattr(checks, "sanitizer", lambda: None)
     found, commands = checked((0, "{}"))
     found.launches_and_memory(["triton"])
-    assert found.results["triton under compute-sanitizer"]["passed"] is None and len(commands) == 1
+    assert all(found.results[name]["passed"] is None for name in names) and len(commands) == 1
     monkeypatch.setattr(checks, "sanitizer", lambda: "/bin/compute-sanitizer")
-    found, commands = checked((99, "Invalid __global__ read"), (99, "Invalid __global__ read"))
+    found, commands = checked(*[(99, "Invalid __global__ read")] * 3)
     found.launches_and_memory(["triton"])
-    assert found.results["triton under compute-sanitizer"] == {"passed": False, "detail": "Invalid __global__ read"}
-    (sanitized,) = (entry for entry in commands if entry[0][0] == "/bin/compute-sanitizer")
-    assert sanitized[1]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and sanitized[2] == 100
+    assert all(found.results[name] == {"passed": False, "detail": "Invalid __global__ read"} for name in names)
+    sanitized = [entry for entry in commands if entry[0][0] == "/bin/compute-sanitizer"]
+    assert sorted(command[2] for command, _, _ in sanitized) == ["memcheck", "racecheck"]
+    assert all(env["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and limit == 100 for _, env, limit in sanitized)
     assert set(checks.SANITIZED) <= set(checks.CHANNELS), "or it would compile"
 
 

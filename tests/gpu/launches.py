@@ -193,12 +193,16 @@ def values_out_of_range_stay_inside_memory():
     """Lengths, offsets and slots are not checked on a GPU; whatever they hold, nothing else is touched."""
     bits = torch.randint(0, 256, (4, 128, 96), dtype=torch.uint8, device="cuda")
     wild = torch.tensor([-5, 2**31 - 1, 0, 10**6], device="cuda")
-    call("triton", "match_tokens", (bits, wild, wild, None))
     offsets = torch.tensor([-7, 300, 20, 10**9, 511], device="cuda")
-    call("triton", "match_tokens", (bits.view(-1, 96), wild, None, offsets))
     slot = torch.randint(-(2**31), 2**31 - 1, (512,), dtype=torch.int32, device="cuda")
-    for name, tokens in (("merge_bits", bits.view(-1, 96)), ("merge_tokens", torch.randn(512, 768, device="cuda"))):
-        call("triton", name, (tokens, slot, None, 200, offsets, offsets.flip(0)))
+    ids = torch.tensor([-5, 2**62, 3, 10**6], device="cuda")
+    table = bits.view(-1, 96)
+    for backend in (name for name in ("triton", "cuda") if bk.backends()[name].available):
+        call(backend, "match_tokens", (bits, wild, wild, None))
+        call(backend, "match_tokens", (table, wild, None, offsets))
+        for name, tokens in (("merge_bits", table), ("merge_tokens", torch.randn(512, 768, device="cuda"))):
+            call(backend, name, (tokens, slot, None, 200, offsets, offsets.flip(0)))
+        call(backend, "expand_bits", (table[:4, :27].contiguous(), ids, table, table))
     torch.cuda.synchronize()
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from ... import backends, use_backend
+from ...backends import backend_status
 from . import packages
 from . import report as reports
 from .checks import Checks
@@ -163,6 +164,12 @@ def prove(arguments: argparse.Namespace, clock: Callable[[], float] = time.monot
     return report
 
 
+def _backends_of(row: Row) -> list[str]:
+    """The GPU backends that have all operators of a row, if there are several to choose from."""
+    found = [name for name in ("triton", "cuda") if set(row.operators) <= set(backend_status(name).operators)]
+    return found if row.operators and len(found) > 1 else []
+
+
 def _measure_into(report: dict[str, Any], row: Row, device: torch.device, schedule: Schedule) -> None:
     if 10 * float(report["capability"]) < row.needs:
         report["not_measured"][row.name] = f"needs compute capability {row.needs / 10}"
@@ -172,7 +179,7 @@ def _measure_into(report: dict[str, Any], row: Row, device: torch.device, schedu
         print(f"measuring {row.name}", flush=True)
         try:
             with use_backend(report["backend"]):
-                report["rows"].append(measure(row, device, report["limits"]))
+                report["rows"].append(measure(row, device, report["limits"], _backends_of(row)))
         except AssertionError as error:
             report["checks"][row.name] = {"passed": False, "detail": str(error)}
         except (RuntimeError, ValueError) as error:

@@ -17,6 +17,8 @@ from types import MappingProxyType
 CHANNELS = (9, 33, 100, 768)
 #: Under the sanitizer, which is tens of times slower; with the same seed, so that nothing is compiled again.
 SANITIZED = (33,)
+#: Accesses outside of memory; threads of a block that do not wait for each other's accesses of shared memory.
+SANITIZERS = ("memcheck", "racecheck")
 
 #: Runs a command: (command, environment, seconds) -> exit code (None: out of time) and output.
 Runner = Callable[[Sequence[str], dict[str, str], float], tuple[int | None, str]]
@@ -58,22 +60,23 @@ class Checks:
             list(pool.map(one, operators))
 
     def launches_and_memory(self, backends: Iterable[str]) -> None:
-        """Streams, synchronisation, graphs and devices; and beside it the kernels once under compute-sanitizer."""
+        """Streams, synchronisation, graphs and devices; and beside it the kernels under the tools of compute-sanitizer."""
+        sanitized = [partial(self._sanitized, name, tool) for name in backends for tool in SANITIZERS]
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda check: check(), [self._launches, *(partial(self._memory, name) for name in backends)]))
+            list(pool.map(lambda check: check(), [self._launches, *sanitized]))
 
     def _launches(self) -> None:
         self._worker("streams, graphs and devices", "gpu.launches", ["cuda"], _launch_failures)
 
-    def _memory(self, backend: str) -> None:
+    def _sanitized(self, backend: str, tool: str) -> None:
         """On memory of their own: a caching allocator hides overruns."""
-        name, tool = f"{backend} under compute-sanitizer", sanitizer()
-        if tool is None:
+        name, program = f"{backend} under compute-sanitizer {tool}", sanitizer()
+        if program is None:
             self.results[name] = {"passed": None, "detail": "compute-sanitizer is not installed"}
             return
         channels = ",".join(map(str, SANITIZED))
         arguments = [backend, "cuda", "--seed", str(self._seed), "--channels", channels]
-        prefix = [tool, "--tool", "memcheck", "--error-exitcode", "99"]
+        prefix = [program, "--tool", tool, "--error-exitcode", "99"]
         env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         self._worker(name, "gpu.check_kernels", arguments, _failures, prefix, env, most=120)
 

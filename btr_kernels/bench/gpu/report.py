@@ -29,12 +29,17 @@ def limit(row: Row, limits: Mapping[str, float]) -> tuple[str, float]:
     return ("copy bandwidth", memory) if memory >= compute else (f"{row.arithmetic} matmul", compute)
 
 
-def row_result(row: Row, times: Mapping[str, Time], limits: Mapping[str, float]) -> dict[str, Any]:
-    """A row of the result file; figures are None where there are none, with the reason in `errors`."""
+def row_result(
+    row: Row, times: Mapping[str, Time], limits: Mapping[str, float], backends: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A row of the result file; figures are None where there are none, with the reason in `errors`. `backends`: which
+    of the times are not of peers but of ours on a backend."""
     ours = times["ours"].seconds
     bound, least = limit(row, limits)
     ratios = {
-        name: time.seconds / ours if ours and time.seconds else None for name, time in times.items() if name != "ours"
+        name: time.seconds / ours if ours and time.seconds else None
+        for name, time in times.items()
+        if name not in ("ours", *backends)
     }
     return {
         "name": row.name,
@@ -43,6 +48,10 @@ def row_result(row: Row, times: Mapping[str, Time], limits: Mapping[str, float])
         "graph": {name: time.graph for name, time in times.items()},
         "errors": {name: time.error for name, time in times.items() if time.error},
         "ratios": ratios,
+        "operators": list(row.operators),
+        "kind": row.kind,
+        "size": row.size,
+        "backends": {name: times[name].seconds for name in backends},
         "bytes": row.bytes,
         "operations": row.operations,
         "limit": bound,
@@ -106,6 +115,8 @@ def _limit_rate(name: str, value: float) -> str:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     ours = row["seconds"]["ours"]
     peers = ", ".join(f"{number(value)}x {name}" for name, value in row["ratios"].items() if value)
+    if backends := [f"{name} {duration(seconds)}" for name, seconds in row["backends"].items() if seconds]:
+        peers = f"{peers or '-'} ({', '.join(backends)})"
     if ours is None:
         return row["name"], "failed", "-", "-", "-", "-", row["errors"].get("ours", "")
     return (

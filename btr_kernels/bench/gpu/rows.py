@@ -45,6 +45,8 @@ class Row:
         tolerance: largest relative Frobenius error against `expected`; 0 for integers.
         targets: a ratio to one of `peers`, or without peers the part of the limit.
         needs: the least compute capability, in tens.
+        operators, kind, size: what `auto` learns from the row (`backends.measured`): the operators that `ours` calls,
+            and the kind and size of their calls.
     """
 
     name: str
@@ -58,10 +60,13 @@ class Row:
     tolerance: float = 0.0
     targets: tuple[Target, ...] = ()
     needs: int = field(default=0, kw_only=True)
+    operators: tuple[str, ...] = field(default=(), kw_only=True)
+    kind: str = field(default="", kw_only=True)
+    size: int = field(default=0, kw_only=True)
 
-    def verify(self, inputs: Inputs) -> None:
-        """Raise AssertionError unless ours gives what the reference gives."""
-        for got, expected in zip(_tensors(self.ours(inputs)), _tensors(self.expected(inputs)), strict=True):
+    def verify(self, inputs: Inputs, run: Run | None = None) -> None:
+        """Raise AssertionError unless ours, or `run` in its place, gives what the reference gives."""
+        for got, expected in zip(_tensors((run or self.ours)(inputs)), _tensors(self.expected(inputs)), strict=True):
             assert got.shape == expected.shape, f"{self.name}: {tuple(got.shape)}, expected {tuple(expected.shape)}"
             if got.is_floating_point():
                 norm = torch.linalg.vector_norm(expected.double())
@@ -136,6 +141,9 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
         tolerance=tolerance,
         targets=targets,
         needs=89 if precision == "fp8" else 0,
+        operators=("unpack_matmul" if precision == "plain" else "unpack_matmul_prepared",),
+        kind=str(dtype)[6:] if precision == "plain" else precision,
+        size=m * d // 8,
     )
 
 
@@ -167,6 +175,9 @@ def project_gradients(dtype: torch.dtype, m: int, n: int, d: int) -> Row:
         bytes=m * d // 8 + dtype.itemsize * (m * n + 2 * n * d),
         operations=2 * m * n * d,
         tolerance=4e-3,
+        operators=("unpack_matmul_backward",),
+        kind=str(dtype)[6:],
+        size=m * n,
     )
 
 
@@ -187,6 +198,9 @@ def pack(dtype: torch.dtype, m: int, d: int) -> Row:
         {EAGER: lambda i: reference.pack_bits(i.x)},
         bytes=m * d * dtype.itemsize + m * d // 8,
         targets=_STREAMING,
+        operators=("pack_bits",),
+        kind=str(dtype)[6:],
+        size=m * d,
     )
 
 
@@ -209,6 +223,9 @@ def unpack(dtype: torch.dtype, m: int, d: int) -> Row:
         bytes=m * d * dtype.itemsize + m * d // 8,
         tolerance=1e-7,
         targets=_STREAMING,
+        operators=("unpack_bits",),
+        kind=str(dtype)[6:],
+        size=m * d // 8,
     )
 
 
@@ -228,6 +245,9 @@ def normalised(norm: str, dtype: torch.dtype, m: int, d: int) -> Row:
         bytes=m * d * dtype.itemsize + m * d // 8 + 4 * m,
         tolerance=1e-5,  # values at the mean may go either way
         targets=_STREAMING,
+        operators=("binarize",),
+        kind=str(dtype)[6:],
+        size=m * d,
     )
 
 
@@ -262,8 +282,17 @@ def masked(operator: str, m: int, d: int, k: int, vocabulary: int = 32128) -> Ro
         def eager(i: Inputs) -> Tensor:
             return reference.expand_bits(i.codes, i.ids, i.mask, i.fill)
 
-    bytes_each = 8 + c + (2 if operator == "compress_bits" else 3) * w
-    return Row(f"{operator} {k} of {d} bits, {m} tokens", make, ours, eager, {EAGER: eager}, bytes=m * bytes_each)
+    compresses = operator == "compress_bits"
+    return Row(
+        f"{operator} {k} of {d} bits, {m} tokens",
+        make,
+        ours,
+        eager,
+        {EAGER: eager},
+        bytes=m * (8 + c + (2 if compresses else 3) * w),
+        operators=(operator,),
+        size=m * (w if compresses else c),
+    )
 
 
 def matched(passages: int, tokens: int, d: int, kept: int, compiler: bool) -> Row:
@@ -299,6 +328,8 @@ def matched(passages: int, tokens: int, d: int, kept: int, compiler: bool) -> Ro
         bytes=passages * (2 * tokens + kept) * d // 8,
         operations=2 * passages * (tokens // 2) * (tokens - tokens // 2) * d,
         targets=(Target(10, 20, (EAGER,)), *((Target(4, 8, (COMPILED,)),) if compiler else ())),
+        operators=("match_tokens", "merge_bits"),
+        size=passages * tokens * d // 8,
     )
 
 
@@ -334,6 +365,59 @@ def distances(m: int, n: int, d: int) -> Row:
         {CUBLAS: lambda i: i.signs_a @ i.signs_b},
         bytes=(m + n) * d // 8 + 4 * m * n,
         operations=2 * m * n * d,
+        operators=("hamming_distance",),
+        size=m * d // 8,
+    )
+
+
+def nearest(m: int, n: int, d: int, k: int) -> Row:
+    """`hamming_topk`; the peer takes the nearest of distances that it multiplies from unpacked signs."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        a, b = _bits(generator, device, m, d // 8), _bits(generator, device, n, d // 8)
+        signs = [reference.signs(t, d, torch.bfloat16) for t in (a, b)]
+        return Inputs(a=a, b=b, signs_a=signs[0], signs_b=signs[1].t())
+
+    return Row(
+        f"hamming_topk {k} of {n}, {m} x {d} bits",
+        make,
+        lambda i: tuple(hamming.hamming_topk(i.a, i.b, k)),
+        lambda i: reference.hamming_topk(i.a, i.b, k),
+        {EAGER: lambda i: (i.signs_a @ i.signs_b).topk(k)},
+        bytes=(m + n) * d // 8 + 12 * m * k,
+        operations=2 * m * n * d,
+        operators=("hamming_topk",),
+        size=m * d // 8,
+    )
+
+
+def averaged(dtype: torch.dtype, passages: int, tokens: int, d: int) -> Row:
+    """`merge_tokens` of pairs: half of the tokens is left."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        slot = torch.rand(passages, tokens, generator=generator, device=device).argsort(-1) // 2
+        x = _normal(generator, device, passages, tokens, d, dtype=dtype)
+        row = slot + tokens // 2 * torch.arange(passages, device=device)[:, None]
+        return Inputs(x=x, slot=slot.int(), row=row.flatten())
+
+    def ours(i: Inputs) -> tuple[Tensor, ...]:
+        return torch.ops.btr.merge_tokens(i.x, i.slot, None, tokens // 2, None, None)
+
+    def eager(i: Inputs) -> Tensor:
+        sums = i.x.new_zeros(passages * tokens // 2, d)
+        return sums.index_add_(0, i.row, i.x.view(-1, d)) / 2
+
+    return Row(
+        f"merge_tokens {str(dtype)[6:]}, {passages} x {tokens} x {d} to {tokens // 2}",
+        make,
+        ours,
+        lambda i: reference.merge_tokens(i.x, i.slot, None, tokens // 2, None, None),
+        {EAGER: eager},
+        bytes=passages * (3 * tokens // 2 * d * dtype.itemsize + 4 * tokens),
+        tolerance=4e-3,
+        operators=("merge_tokens",),
+        kind=str(dtype)[6:],
+        size=passages * tokens * d,
     )
 
 
@@ -356,7 +440,8 @@ def all_rows() -> list[Row]:
     sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
     rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
-    return [*rows, distances(2048, 2048, 768), distances(16384, 16384, 768)]
+    rows += [distances(2048, 2048, 768), distances(16384, 16384, 768), nearest(1024, 65536, 768, 16)]
+    return [*rows, averaged(bf16, 40, 256, 768)]
 
 
 def sets_past(cache: int, row: Row, room: int) -> int:
