@@ -60,7 +60,7 @@ class Checks:
             list(pool.map(one, operators))
 
     def launches_and_memory(self, backends: Iterable[str]) -> None:
-        """Streams, synchronisation, graphs and devices; and beside it the kernels under the tools of compute-sanitizer."""
+        """Streams, synchronisation, graphs and devices; beside it the kernels under the tools of compute-sanitizer."""
         sanitized = [partial(self._sanitized, name, tool) for name in backends for tool in SANITIZERS]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda check: check(), [self._launches, *sanitized]))
