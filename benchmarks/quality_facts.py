@@ -112,9 +112,11 @@ def measured(steps: Steps, task: str, work: Path, beginners: tuple[Path, Path], 
     row: dict = {"teacher": {"score": score, "training_seconds": seconds}, "students": {}}
     for number, (name, (training, encoding, reading)) in enumerate(STUDENTS.items()):
         out, store = work / f"student-{number}", work / f"store-{number}"
+        # What reads all bits learns in half the time to read fewer.
         seconds = steps.run(
-            "train", "btr", "--reader", start, "--teacher", teacher, *options, length, *training, "--out", out
-        )
+            "train", "btr", "--reader", start, "--teacher", teacher, *options, length // (number + 1), *training,
+            "--out", out,
+        )  # fmt: skip
         start = reader = out / "best"
         steps.run(
             "encode", test / "passages.jsonl", "--reader", reader, "--passage-length", LENGTH, *encoding,

@@ -1,6 +1,6 @@
 """What the recipe of docs/recipe.md takes at every size: measured at base on one core, counted from there.
 
-    python benchmarks/recipe_estimates.py [--json benchmarks/results/cpu/recipe.json]
+    python benchmarks/recipe_estimates.py [--json benchmarks/results/quality/recipe.json]
 
 Prints the recipe's table. What the JSON file holds is not measured again. Measured are, in seconds of CPU time (other
 work on the machine does not lengthen it): encoding real text, a training step of a teacher and of a BTR student with
@@ -36,7 +36,7 @@ from btr_reader.training.examples import Example
 from btr_reader.training.loop import Trainer
 from btr_reader.training.settings import Objectives, TrainingSettings
 
-RESULTS = Path(__file__).parent / "results" / "cpu" / "recipe.json"
+RESULTS = Path(__file__).parent / "results" / "quality" / "recipe.json"
 MEASURED, SIZES = "base", ("small", "base", "large", "xl", "xxl")
 #: Tokens of Wikipedia: a DeFormer store of base takes 12,804 GB in the paper's table, 3,072 bytes a token.
 WIKIPEDIA_TOKENS = 12_804e9 / 3_072
@@ -125,23 +125,19 @@ def multiply_adds(shape: Shape) -> dict[str, float]:
     }
 
 
-def parameters(shape: str) -> int:
-    """Of encoder, decoder, embedding and output head."""
-    from transformers import T5ForConditionalGeneration
-
-    with torch.device("meta"):
-        model = T5ForConditionalGeneration(t5_config(shape))
-    # transformers ties the head to the embedding, which Atlas' readers do not.
-    config = model.config
-    tied = model.lm_head.weight is model.shared.weight
-    return sum(parameter.numel() for parameter in model.parameters()) + tied * config.vocab_size * config.d_model
+def parameters(shape: Shape) -> int:
+    """Of embedding, output head, encoder and decoder, norms and relative positions included."""
+    d, inner = shape.d_model, shape.heads * shape.head_size
+    encoder = 4 * d * inner + 3 * d * shape.d_ff + 2 * d
+    decoder = encoder + 4 * d * inner + d
+    return 2 * shape.vocabulary * d + shape.layers * (encoder + decoder) + 2 * d + 2 * 32 * shape.heads
 
 
 def table(measured: dict[str, Any]) -> str:
     """The recipe's table, in Markdown."""
     base = multiply_adds(SHAPES[MEASURED])
     spare = {
-        phase: measured[phase]["peak_bytes"] - copies * parameters(MEASURED)
+        phase: measured[phase]["peak_bytes"] - copies * parameters(SHAPES[MEASURED])
         for phase, copies in (("teacher", TRAINING_BYTES), ("student", TRAINING_BYTES + 4))
     }
     lines = [
@@ -150,7 +146,7 @@ def table(measured: dict[str, Any]) -> str:
     ]
     rows: dict[str, list[str]] = {}
     for name in SIZES:
-        shape, work, count = SHAPES[name], multiply_adds(SHAPES[name]), parameters(name)
+        shape, work, count = SHAPES[name], multiply_adds(SHAPES[name]), parameters(SHAPES[name])
         whole, lower = sum(work.values()) / sum(base.values()), work["lower"] / base["lower"]
         thousand = 1000 * 40 * LENGTH / 3600
         width = shape.d_model * shape.layers / (SHAPES[MEASURED].d_model * SHAPES[MEASURED].layers)

@@ -149,7 +149,9 @@ def test_every_command_and_example_is_run_but_what_ci_runs_itself():
 
 def test_tables_of_the_committed_results_have_a_row_for_every_result():
     module = load("benchmarks/readme_tables.py")
-    names = [str(path.relative_to(module.RESULTS)) for path in sorted(module.RESULTS.rglob("*.json"))]
+    # Those of quality have tables of their own scripts.
+    paths = [path for path in sorted(module.RESULTS.rglob("*.json")) if path.parent.name != "quality"]
+    names = [str(path.relative_to(module.RESULTS)) for path in paths]
     assert names
     for name in names:
         report = json.loads((module.RESULTS / name).read_text())

@@ -1,4 +1,4 @@
-"""The scripts behind the figures of quality, at sizes at which nothing is learned: what they measure, and resumption."""
+"""The scripts behind the figures of quality, where nothing is learned: what they measure, and resumption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from btr_reader.jsonl import write_jsonl
+from btr_reader.settings import SHAPES
 from btr_reader.training.facts import fact_corpus, fact_questions
+
+from .helpers import TINY
 
 SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks"
 
@@ -82,3 +85,19 @@ def test_fact_lookup_runs_and_is_not_run_again(tmp_path, monkeypatch, capsys):
     facts.main()
     assert json.loads((tmp_path / "r.json").read_text()) == first
     assert "btr train" not in capsys.readouterr().out
+
+
+def test_parameters_are_those_of_the_model(tiny_reader):
+    estimates = script("recipe_estimates")
+    model = tiny_reader().model
+    assert estimates.parameters(TINY) == sum(parameter.numel() for parameter in model.parameters())
+    assert estimates.parameters(SHAPES["base"]) == 247_577_856  # google/t5-v1_1-base
+
+
+def test_the_recipe_shows_what_was_measured():
+    """The table of docs/recipe.md is the one of the committed measurements."""
+    estimates = script("recipe_estimates")
+    if not estimates.RESULTS.exists():
+        pytest.skip("nothing was measured")
+    table = estimates.table(json.loads(estimates.RESULTS.read_text()))
+    assert table in (SCRIPTS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
