@@ -73,7 +73,7 @@ def test_fact_lookup_runs_and_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(facts, "QUESTIONS", 4)
     monkeypatch.setattr(facts, "TRAINING", (*facts.TRAINING, "--evaluate-every", 1))
     arguments = ["x", "--work", tmp_path / "w", "--tasks", "mmlu", "--json", tmp_path / "r.json"]
-    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--train", "8", "--steps", "1"])
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--train", "8", "--steps", "2"])
     facts.main()
     first = json.loads((tmp_path / "r.json").read_text())
     assert list(first["tasks"]) == ["mmlu"]
