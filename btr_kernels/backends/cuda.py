@@ -20,6 +20,10 @@ _OPERATORS = (
     "match_tokens",
     "merge_bits",
     "merge_tokens",
+    "unpack_matmul",
+    "unpack_matmul_prepared",
+    "unpack_geglu",
+    "unpack_geglu_prepared",
 )
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..reference.matmul import gradients
+from ..reference.matmul import BLOCK, gradients
 
 _NORMS = {"none": 0, "rms": 1, "layer": 2}  # csrc/bits/bits.h
 
@@ -125,7 +125,26 @@ def _project(gated, bits, weight, scale, bias, token_scale, out) -> None:
     )
 
 
+def outputs_first(data: Tensor, factors: Tensor | None, float8: bool) -> tuple[Tensor, Tensor | None]:
+    """A prepared weight (d, N) as CUDA kernels read it: (N, d), with at most one factor an output. `float8`: whether
+    they multiply that."""
+    weight = data.t()
+    if data.dtype == torch.int16:  # made on a CPU; on a GPU "fast" is another format
+        spread = factors.t().repeat_interleave(BLOCK, 1)[:, : data.shape[0]]
+        return (weight.float() * spread).contiguous(), None
+    if data.dtype == torch.float8_e4m3fn and not float8:
+        weight = weight.half()  # exactly
+    return weight.contiguous(), None if factors is None else factors[0]
+
+
 def _project_prepared(gated, bits, data, factors, bias, token_scale, out) -> None:
+    if data.is_cuda:
+        float8 = data.dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability(data.device)[0] == 9
+        weight, factors = outputs_first(data, factors, float8)
+        _native.unpack_matmul(
+            bits.contiguous(), weight, False, gated, None, _float(factors), _float(bias), _float(token_scale), out
+        )
+        return
     if factors is not None and data.is_floating_point():  # prepared on a GPU
         data, factors = data.float() * factors, None
     _native.unpack_matmul(

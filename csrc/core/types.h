@@ -5,7 +5,7 @@
 
 namespace btr {
 
-enum class DType : int32_t { f32 = 0, f16 = 1, bf16 = 2, boolean = 3, i8 = 4, i16 = 5 };
+enum class DType : int32_t { f32 = 0, f16 = 1, bf16 = 2, boolean = 3, i8 = 4, i16 = 5, e4m3 = 6 };
 
 // Storage-only 16-bit floats and one-byte booleans: distinct types, so that templates can tell them apart.
 struct half_t {

@@ -173,4 +173,18 @@ __host__ __device__ __forceinline__ V rounded(const float (&values)[K]) {
   }
 }
 
+// ---- Floats as sums of bfloat16 terms ----
+
+// The part of `value` that bfloat16 holds, as the upper half of a word; `value` becomes what it leaves. Cut off rather than
+// rounded, so that nothing overflows and three are exact. All of an infinity or NaN is in the first.
+__host__ __device__ __forceinline__ uint32_t next_term(float& value) {
+  const uint32_t bits = float_to_bits(value), cut = bits & 0xffff0000u;
+  if ((bits & 0x7f800000u) == 0x7f800000u) {
+    value = 0.0f;
+    return bits & 0x7fffffu ? 0x7fc00000u : cut;
+  }
+  value -= bits_to_float(cut);
+  return cut;
+}
+
 }  // namespace btr::cuda

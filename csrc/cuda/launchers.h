@@ -16,6 +16,26 @@ struct BtrIntegers {
   int32_t wide;
 };
 
+// The arguments of unpack_matmul and unpack_geglu:
+// out[r, c] = token_scale[r] * factors[c] * sum over k of (scale[k] * (bit k of row r ? 1 : -1)) * weight[c, k] + bias[c].
+// Null vectors count as 1, 1, 1 and no bias. Gated, with the first n columns y of that and the other n columns z,
+// out = gelu(y) * z, gelu in its approximation by tanh.
+// bits (m, ceil(d / 8)), weight (columns, d), factors and bias (columns), scale (d), token_scale (m) -> out (m, n) f32, f16
+// or bf16; columns = gated ? 2 n : n. weight f32, f16 or bf16; without a scale also i8, and e4m3 on compute capability 9;
+// any other is cudaErrorInvalidValue or cudaErrorNotSupported.
+// Sums of f32, f16 and bf16 are float32, exact products of them; those of i8 are exact.
+struct BtrProjection {
+  const uint8_t* bits;
+  const void* weight;
+  const float *scale, *factors, *bias, *token_scale;
+  void* out;
+  int64_t m, n, d;
+  int32_t weight_dtype, out_dtype, gated;
+  // Which kernel: 0 the one that should be fastest; 1 large tiles, 2 middle ones (compute capability 9 only), 3 small ones;
+  // 4 the one for few tokens, at most 64.
+  int32_t tile;
+};
+
 extern "C" {
 
 // Bit c of a row is 1 iff x[c] >= 0 (so -0.0 gives 1, NaN gives 0; a boolean is its own bit), least significant bit first.
@@ -72,5 +92,13 @@ int btr_cuda_merge_bits(const uint8_t* bits, int64_t tokens, int64_t w, int64_t 
 int btr_cuda_merge_tokens(const void* x, int dtype, int64_t tokens, int64_t d, int64_t batch, int64_t rows,
                           const int32_t* slot, const int32_t* sizes, BtrIntegers from, BtrIntegers to, void* out,
                           int32_t* new_sizes, cudaStream_t stream);
+
+// Projections, see BtrProjection. Bytes of scratch memory that the call needs, at a multiple of 16: for what is copied because its rows do not start at
+// multiples of 16 bytes (8 for bits), and for the bfloat16 terms of a weight that is float32 or has a scale.
+int64_t btr_cuda_unpack_matmul_scratch(const BtrProjection* arguments);
+
+// Fast path: d % 64 == 0, bits 8-byte aligned, weight 16-byte aligned; vectors are stored if n % 8 == 0 and out is 16-byte
+// aligned.
+int btr_cuda_unpack_matmul(const BtrProjection* arguments, void* scratch, cudaStream_t stream);
 
 }  // extern "C"

@@ -49,6 +49,7 @@ inline DType dtype_of(const char* name, const Tensor& t, std::initializer_list<D
       case ScalarType::Bool: return DType::boolean;
       case ScalarType::Char: return DType::i8;
       case ScalarType::Short: return DType::i16;
+      case ScalarType::Float8_e4m3fn: return DType::e4m3;
       default: return std::nullopt;
     }
   }(t.scalar_type());

@@ -130,7 +130,7 @@ def huge_unpack_matmul(device: str):
     bits = untouched((2**21 + 3, 4), torch.uint8, device)
     bits[-1] = torch.arange(4)
     args = torch.randn(1025, 32).to(device, torch.bfloat16), None, None, None, torch.bfloat16
-    yield (bits, *args), bk.reference.unpack_matmul(bits[-1:], *args)[:, -100:]
+    yield (bits, *args), bk.reference.unpack_matmul(bits[-1:], *args)[:, -60:]  # those of two tiles of any kernel
 
 
 def huge_hamming_distance(device: str):

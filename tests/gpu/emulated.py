@@ -16,6 +16,7 @@ import torch
 from kernels.cases import as_tuple
 from torch import Tensor
 
+from . import emulated_projection
 from .machine_code import nvcc
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -171,7 +172,10 @@ class Emulator:
         return [a.to("meta") if isinstance(a, Tensor) else a for a in args]
 
     def _launch(self, name: str, *args) -> None:
-        call = _CALLS[name](self._library, *args)
-        pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in call]
-        error = getattr(self._library, f"btr_cuda_{name}")(*pointers, _pointer(None))
+        if name in emulated_projection.OPERATORS:
+            error = emulated_projection.launch(self._library, name, *args)
+        else:
+            call = _CALLS[name](self._library, *args)
+            pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in call]
+            error = getattr(self._library, f"btr_cuda_{name}")(*pointers, _pointer(None))
         assert error == 0, f"btr_cuda_{name} returned cudaError_t {error}"

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from . import projections
 from .machine_code import disassembler, nvcc
+from .projections import Kernel
 from .workers import ROOT
 
 CSRC = ROOT / "csrc"
@@ -27,27 +29,29 @@ _SHARED = {"sm_80": 164 << 10, "sm_90a": 228 << 10}
 _UNIT = 256
 
 
-class Kernel(NamedTuple):
-    """Shared memory that a block is launched with, threads of a block, and the least warps of a multiprocessor."""
-
-    shared: int
-    warps: int
-    threads: int = 256
+def _kernel(shared: int, warps: int) -> Kernel:
+    return Kernel(shared, warps, 256)
 
 
 _TILE = 2 * 64 * 160 + 2 * 64 * 4  # TileMemory
 #: By source and by the kernel's name.
 KERNELS = {
-    "pack_bits": {"pack_sequence": Kernel(0, 32), "pack_rows": Kernel(0, 32)},
-    "unpack_bits": {"unpack_vectors": Kernel(0, 32), "unpack_rows": Kernel(0, 32)},
-    "binarize": {"binarize_rows": Kernel(0, 16)},
-    "expand_bits": {"expand_words": Kernel(0, 32)},
-    "hamming_distance": {"hamming_tiles": Kernel(_TILE, 24)},
-    "hamming_topk": {"select_nearest": Kernel(8232, 32)},
-    "match_tokens": {"match_passages": Kernel(_TILE + 2 * 2 * 64 * 4 + 8 * 2 * 4 + 4, 16)},
-    "merge_bits": {"merge_rows": Kernel(4 * 64 * 4, 24)},
-    "merge_tokens": {"merge_means": Kernel(0, 32)},
+    "pack_bits": {"pack_sequence": _kernel(0, 32), "pack_rows": _kernel(0, 32)},
+    "unpack_bits": {"unpack_vectors": _kernel(0, 32), "unpack_rows": _kernel(0, 32)},
+    "binarize": {"binarize_rows": _kernel(0, 16)},
+    "expand_bits": {"expand_words": _kernel(0, 32)},
+    "hamming_distance": {"hamming_tiles": _kernel(_TILE, 24)},
+    "hamming_topk": {"select_nearest": _kernel(8232, 32)},
+    "match_tokens": {"match_passages": _kernel(_TILE + 2 * 2 * 64 * 4 + 8 * 2 * 4 + 4, 16)},
+    "merge_bits": {"merge_rows": _kernel(4 * 64 * 4, 24)},
+    "merge_tokens": {"merge_means": _kernel(0, 32)},
+    **{name: source.kernels for name, source in projections.SOURCES.items()},
 }
+
+
+def architectures_of(name: str) -> tuple[str, ...]:
+    """Those that the kernels of a source are tested on."""
+    return projections.SOURCES[name].architectures if name in projections.SOURCES else ARCHITECTURES
 
 
 class Use(NamedTuple):
@@ -73,7 +77,8 @@ def compile_cuda(source: Path, architecture: str, cubin: Path) -> None:
     command += ["-Xptxas", "--warn-on-spills,--warning-as-error", str(source), "-o", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
+    # That multiplications wait for each other ("serialized") is no warning.
+    assert "warning" not in done.stderr and "serialized" not in done.stderr, done.stderr
 
 
 def uses(cubin: Path, name: str, architecture: str) -> Iterator[Use]:
@@ -97,7 +102,7 @@ def main() -> None:
     print("| kernel | architecture | registers | shared memory | warps of 64 |\n| --- | --- | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:
         for name in sys.argv[1:] or KERNELS:
-            for architecture in ARCHITECTURES:
+            for architecture in architectures_of(name):
                 cubin = Path(folder) / "kernels.cubin"
                 compile_cuda(CSRC / "cuda" / f"{name}.cu", architecture, cubin)
                 found = list(uses(cubin, name, architecture))

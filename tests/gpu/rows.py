@@ -50,7 +50,8 @@ class Row:
     Attributes:
         examples: () -> one for each kind of machine code.
         dtypes: those that the arguments and results of its tests must have covered together.
-        cuda: a pattern of the names of the CUDA kernels that are the fast path, and what each of them must contain.
+        cuda: a pattern of the names of the CUDA kernels that are the fast path, and what each of them must contain; or
+            the source of the launcher, if that launches kernels of other sources (`projections.py`).
         exact: whether results equal the reference's to the bit; else they are within the operator's tolerance.
         large: channels and tokens of larger tests, in which the grid strides or a passage takes several blocks.
         cases: arguments by name that take ways through the CUDA kernels which sampled ones do not; compared with the
@@ -59,7 +60,7 @@ class Row:
 
     examples: Callable[[], list[Example]]
     dtypes: tuple[torch.dtype, ...]
-    cuda: tuple[str, tuple[str, ...]] | None = None
+    cuda: tuple[str, tuple[str, ...]] | str | None = None
     exact: bool = False
     large: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: {520: (1000,), 131: (600,)})
     cases: Mapping[str, Callable[[], tuple]] = field(default_factory=dict)
@@ -291,15 +292,21 @@ ROWS = {
         exact=True,
         large=_WIDE,
     ),
-    "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8)),
+    "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8), "unpack_matmul"),
     "unpack_matmul_backward": Row(_unpack_matmul_backward, (*FLOATS, _UINT8), large={131: (1100,)}),
     "unpack_matmul_prepared": Row(
-        _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn)
+        _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn), "unpack_matmul"
     ),
-    "unpack_geglu": Row(lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5, 6)], (*FLOATS, _UINT8), large={131: (600,)}),
+    "unpack_geglu": Row(
+        lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5, 6)],
+        (*FLOATS, _UINT8),
+        "unpack_matmul",
+        large={131: (600,)},
+    ),
     "unpack_geglu_prepared": Row(
         lambda: _unpack_matmul_prepared()[:5],
         (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),
+        "unpack_matmul",
         large={131: (600,)},
     ),
     "hamming_distance": Row(

@@ -12,13 +12,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from . import workers
+from . import projections, workers
 from .machine_code import LOCAL_MEMORY, disassembler, instructions, kernels, nvcc
-from .resources import ARCHITECTURES, KERNELS, compile_cuda, uses
+from .resources import KERNELS, architectures_of, compile_cuda, uses
 from .rows import FLOAT_TILES, LOADS_128, ROWS, Pattern
 
 CSRC = workers.ROOT / "csrc"
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 TRITON_ARCHITECTURES = ("80", "90")
 
 needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="nvcc is not installed")
@@ -50,25 +49,28 @@ def assert_no_local_memory(kernel: str, found: list[str]) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_cuda(source, architecture, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "architecture"), [(name, architecture) for name in KERNELS for architecture in architectures_of(name)]
+)
+def test_cuda(name, architecture, tmp_path):
     cubin = tmp_path / "kernels.cubin"
-    compile_cuda(source, architecture, cubin)
+    compile_cuda(CSRC / "cuda" / f"{name}.cu", architecture, cubin)
 
     if not (disassembler("cuobjdump") and disassembler("nvdisasm")):
         pytest.skip("compiled, but there is no disassembler to look at the result")
     found = kernels(cubin)
     for kernel, listing in found.items():
         assert_no_local_memory(kernel, listing)
-    for use in uses(cubin, source.stem, architecture):
-        least = next(kernel.warps for part, kernel in KERNELS[source.stem].items() if part in use.kernel)
+    for use in uses(cubin, name, architecture):
+        least = next(kernel.warps for part, kernel in KERNELS[name].items() if part in use.kernel)
         assert use.warps >= least, f"{use.warps} warps of a multiprocessor, expected {least}: {use}"
-    name, patterns = ROWS[source.stem].cuda
-    fast = {kernel: listing for kernel, listing in found.items() if re.search(name, kernel)}
-    assert fast, f"no kernel {name} among {list(found)}"
+    wanted, patterns, *_ = projections.SOURCES.get(name) or ROWS[name].cuda
+    fast = {kernel: listing for kernel, listing in found.items() if re.search(wanted, kernel)}
+    assert fast, f"no kernel {wanted} among {list(found)}"
     for kernel, listing in fast.items():
         assert_fast(kernel, patterns, architecture.removeprefix("sm_").removesuffix("a"), listing)
+        if name.startswith("project_"):
+            assert_expands_in_registers(kernel, listing)
 
 
 @cache

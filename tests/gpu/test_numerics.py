@@ -18,7 +18,7 @@ import btr_kernels as bk
 from btr_kernels.backends import triton as triton_backend
 from btr_kernels.ops.define import OPERATORS
 
-from . import workers
+from . import projections, workers
 from .machine_code import nvcc
 from .rows import CHANNELS, ROWS, operators_of
 
@@ -106,4 +106,5 @@ def test_every_kernel_has_a_row():
     with_triton = {name for name in OPERATORS if (Path(triton_backend.__file__).parent / f"{name}.py").exists()}
     with_cuda = {path.stem for path in (workers.ROOT / "csrc" / "cuda").glob("*.cu")}
     assert with_triton == set(ROWS) == set(OPERATORS), "an operator without a Triton kernel or a row in rows.py"
-    assert with_cuda == {name for name, row in ROWS.items() if row.cuda}
+    sources = {row.cuda if isinstance(row.cuda, str) else name for name, row in ROWS.items() if row.cuda}
+    assert with_cuda == sources | set(projections.SOURCES)

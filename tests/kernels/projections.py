@@ -88,8 +88,10 @@ def unpack_matmul_prepared(picks, tokens, d):
     elif precision == "exact":
         data, factors = picks.floats((d, n)), None
     elif precision == "fast":
-        # The absolute values of the 64 channels of a block sum to less than 2^15.
-        data, factors = picks.integers((d, n), -511, 511, torch.int16), picks.floats((-(-d // 64), n), torch.float32)
+        # The absolute values of the 64 channels of a block sum to less than 2^15. Factors are finite, as prepare_weight
+        # makes them: a backend may multiply with them before it adds.
+        data = picks.integers((d, n), -511, 511, torch.int16)
+        factors = picks.floats((-(-d // 64), n), torch.float32, special=False)
     else:
         data, factors = picks.integers((d, n), -127, 127, torch.int8), picks.floats((1, n), torch.float32)
     return picks.bits((*shape, bytes_for(d))), data, factors, precision, *epilogue(picks, shape, n)

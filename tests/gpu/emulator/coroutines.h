@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -21,14 +22,16 @@ namespace emulator {
 inline uint3 thread, block_index;
 inline dim3 grid;
 
+// Started as a context; later switches are jumps, which need no call of the system.
 struct Coroutine {
   static constexpr size_t kStack = 64 << 10;
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStack]};
-  bool done;
+  bool started, done;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::deque<Coroutine> coroutines;  // does not move its elements
 inline const std::function<void()>* body;
 // Whether anything happened lately: if nothing did in a round through all threads, they wait for each other for ever.
@@ -37,9 +40,20 @@ inline bool progress;
 // not wait for it is ahead of it.
 inline std::deque<std::function<void()>> beside;
 
+[[gnu::noinline]] inline void resume(Coroutine& c) {
+  if (_setjmp(scheduler) != 0) return;
+  if (c.started) _longjmp(c.place, 1);
+  c.started = true;
+  setcontext(&c.context);
+}
+
+[[gnu::noinline]] inline void suspend(Coroutine& c) {
+  if (_setjmp(c.place) == 0) _longjmp(scheduler, 1);
+}
+
 template <typename Condition>
 void wait_until(const Condition& holds) {
-  while (!holds()) swapcontext(&coroutines[thread.x].context, &scheduler);
+  while (!holds()) suspend(coroutines[thread.x]);
   progress = true;
 }
 
@@ -117,6 +131,7 @@ inline char* shared = nullptr;
 inline void coroutine_main() {
   (*body)();
   coroutines[thread.x].done = progress = true;
+  _longjmp(scheduler, 1);
 }
 
 // Runs the body on all threads of a block; false if they wait for each other for ever, as where a primitive is reached by
@@ -130,11 +145,11 @@ inline bool run_block(const std::function<void()>& kernel, int threads, bool las
   whole_block.reset(0, threads);
   beside.clear();
   for (Coroutine& c : coroutines) {
-    c.done = false;
+    c.started = c.done = false;
     getcontext(&c.context);
     c.context.uc_stack.ss_sp = c.stack.get();
     c.context.uc_stack.ss_size = Coroutine::kStack;
-    c.context.uc_link = &scheduler;
+    c.context.uc_link = nullptr;
     makecontext(&c.context, coroutine_main, 0);
   }
   for (int finished = 0; finished != threads;) {
@@ -147,7 +162,7 @@ inline bool run_block(const std::function<void()>& kernel, int threads, bool las
         done = 0, progress = false;
         for (int l = 0; l < 32; ++l) {
           thread = {static_cast<unsigned>(first + l), 0, 0};
-          if (!coroutines[first + l].done) swapcontext(&scheduler, &coroutines[first + l].context);
+          if (!coroutines[first + l].done) resume(coroutines[first + l]);
           done += coroutines[first + l].done;
         }
         any |= progress;

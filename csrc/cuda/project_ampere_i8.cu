@@ -1,0 +1,6 @@
+#include "cuda/project_ampere.cuh"
+
+namespace btr::cuda {
+template int launch_ampere<DType::i8, LargeWarpTile>(const Projection&, cudaStream_t);
+template int launch_ampere<DType::i8, SmallWarpTile>(const Projection&, cudaStream_t);
+}  // namespace btr::cuda
