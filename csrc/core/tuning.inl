@@ -32,8 +32,8 @@ BTR_THRESHOLD(merging, streaming_bytes, 0, 8388608, 8388608, 4194304, 8388608,
 
 // Zen 3, AVX2, 768 -> 768 and 768 -> 2048 with weights from memory: both ways take as long at about these numbers of
 // tokens (16 to 20 for weights as they are, 13 to 16 prepared, 12 to 16 as integers). Zen 5, AVX-512, weights in the
-// last-level cache: 7 to 8, 13 to 19, 8 to 11.
-BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 7, 16,
+// last-level cache: 14 to 16 (both ways from memory), 13 to 19, 8 to 11.
+BTR_THRESHOLD(matmul, dot_max_tokens, 0, 16, 16, 14, 16,
               "unpack_matmul expands up to this many tokens to floats; for more it builds lookup tables")
 BTR_THRESHOLD(matmul, sum_max_tokens, 0, 14, 14, 15, 14, "the same for a prepared weight of floats")
 BTR_THRESHOLD(matmul, sum_max_tokens_integer, 0, 12, 12, 8, 12, "the same for a weight prepared as fast or int8")

@@ -36,8 +36,10 @@ def float_product(x: Tensor, weight: Tensor) -> Tensor:
 
     For float32 on a CPU, PyTorch calls MKL, which on processors that are not Intel's does not use what they have, and
     reads the weight with one thread where x is a single row: half the speed of oneDNN or less
-    (`benchmarks/notes/reader.md`).
+    (`benchmarks/notes/reader.md`). For few tokens our own kernel is faster than either.
     """
+    if _are_few(x):
+        return token_linear(x, weight)
     if _onednn_takes(x) and not torch.is_grad_enabled():
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
@@ -49,9 +51,9 @@ def _onednn_takes(x: Tensor) -> bool:
     return plain and torch.backends.mkldnn.is_available()
 
 
-#: Up to how many tokens `token_linear` is no slower than oneDNN's product and the operators around it: 768 -> 4096 with
-#: a gate 0.76 of the time at 10 tokens, 2048 -> 768 1.0 (two cores of an EPYC, Zen 5, weights from memory).
-_FEW_TOKENS = 10
+#: Up to how many tokens `token_linear` beats oneDNN: at 20 tokens it takes 0.7 to 0.9 of the time, at 32 about
+#: the same (768 to 768 and 2048, 2048 to 768; two cores of an EPYC, Zen 5, weights from memory).
+_FEW_TOKENS = 24
 
 
 class BlockLinears:
