@@ -125,7 +125,7 @@ __device__ __forceinline__ void store_as(const Projection& p, int64_t row, int c
   }
 }
 
-// Words from one row of staged sums to the next: lanes that read 16 bytes each then meet no bank twice.
+// Words from one row of staged sums to the next.
 template <int kColumns>
 constexpr int kStagedRow = kColumns + 4;
 
@@ -144,16 +144,19 @@ __device__ __forceinline__ void stage_sums(T* staged, const T (&sums)[kSums], in
   }
 }
 
+// 8 neighbouring ones, by two vectors. `second_first`: so that of 8 lanes that read together and have 32 bytes each of one
+// row, no two meet at a bank.
 template <typename T>
-__device__ __forceinline__ void staged_floats(const T* staged, float (&y)[8]) {
+__device__ __forceinline__ void staged_floats(const T* staged, bool second_first, float (&y)[8]) {
   struct alignas(16) Four {
     T values[4];
   };
+  const Four one = *reinterpret_cast<const Four*>(staged + (second_first ? 4 : 0));
+  const Four other = *reinterpret_cast<const Four*>(staged + (second_first ? 0 : 4));
 #pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const Four four = *reinterpret_cast<const Four*>(staged + i);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) y[i + j] = static_cast<float>(four.values[j]);
+  for (int i = 0; i < 4; ++i) {
+    y[i] = static_cast<float>(second_first ? other.values[i] : one.values[i]);
+    y[i + 4] = static_cast<float>(second_first ? one.values[i] : other.values[i]);
   }
 }
 
@@ -164,6 +167,7 @@ __device__ __forceinline__ void finish_staged(const Projection& p, const T* stag
   const int at = lane % kLanes * 8, c = column + at;
   if (c >= p.n) return;
   const bool vectors = p.n % 8 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
+  const bool second_first = kLanes >= 8 && lane & 4;  // with fewer, rows are 4 banks apart
   Column of[8], other[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -176,12 +180,12 @@ __device__ __forceinline__ void finish_staged(const Projection& p, const T* stag
     if (row >= p.m) return;
     const float token = p.token_scale ? p.token_scale[row] : 1.0f;
     float y[8];
-    staged_floats(staged + r * kStagedRow<kColumns> + at, y);
+    staged_floats(staged + r * kStagedRow<kColumns> + at, second_first, y);
 #pragma unroll
     for (int i = 0; i < 8; ++i) y[i] = finished(y[i], of[i], token);
     if constexpr (kGated) {
       float linear[8];
-      staged_floats(staged + r * kStagedRow<kColumns> + kMade + at, linear);
+      staged_floats(staged + r * kStagedRow<kColumns> + kMade + at, second_first, linear);
 #pragma unroll
       for (int i = 0; i < 8; ++i) y[i] = gelu(y[i]) * finished(linear[i], other[i], token);
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -181,6 +182,24 @@ def _unpack_matmul_prepared() -> list[Example]:
     ]
 
 
+def _whole_numbers(m: int, n: int, d: int, *dtypes: torch.dtype) -> tuple:
+    """Arguments of `unpack_matmul`, of weights whose sums are exact."""
+    generator = torch.Generator().manual_seed(m)
+    bits = torch.randint(0, 256, (m, -(-d // 8)), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-100, 101, (n, d), generator=generator).to(dtypes[0])
+    token_scale = 2.0 ** torch.randint(-3, 4, (m,), generator=generator)
+    return bits, weight, None, torch.arange(float(n)), token_scale, dtypes[1]
+
+
+def _bytes_prepared(m: int, n: int, d: int, out: torch.dtype) -> tuple:
+    bits, weight, _, *epilogue, _ = _whole_numbers(m, n, d, torch.int8, out)
+    return bits, weight.t(), torch.full((1, n), 0.5), "int8", *epilogue, out
+
+
+#: Sizes that get large, middle and small tiles on an H200, by several of them: rows of tiles that are cut off.
+_TILED = {"large tiles": (4100, 2050, 72), "middle tiles": (1000, 2000, 200), "small tiles": (150, 328, 520)}
+
+
 def _unpack_matmul_backward() -> list[Example]:
     bits, weight, scale = _bits(512, 96), torch.ones(256, 768), torch.ones(768)
     tiles, finish = (ASYNC_128, FLOAT_TILES, STORES_128), (LOADS_128,)
@@ -292,10 +311,22 @@ ROWS = {
         exact=True,
         large=_WIDE,
     ),
-    "unpack_matmul": Row(_unpack_matmul, (*FLOATS, _UINT8), "unpack_matmul"),
+    "unpack_matmul": Row(
+        _unpack_matmul,
+        (*FLOATS, _UINT8),
+        "unpack_matmul",
+        cases={
+            **{name: partial(_whole_numbers, *size, BRAIN, FLOAT) for name, size in _TILED.items()},
+            "terms of float32": partial(_whole_numbers, 300, 200, 136, FLOAT, FLOAT),
+            "float16": partial(_whole_numbers, 300, 264, 264, HALF, FLOAT),
+        },
+    ),
     "unpack_matmul_backward": Row(_unpack_matmul_backward, (*FLOATS, _UINT8), large={131: (1100,)}),
     "unpack_matmul_prepared": Row(
-        _unpack_matmul_prepared, (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn), "unpack_matmul"
+        _unpack_matmul_prepared,
+        (*FLOATS, _UINT8, torch.int8, torch.int16, torch.float8_e4m3fn),
+        "unpack_matmul",
+        cases={name: partial(_bytes_prepared, *size, FLOAT) for name, size in _TILED.items()},
     ),
     "unpack_geglu": Row(
         lambda: [_unpack_matmul()[i] for i in (0, 2, 4, 5, 6)],
