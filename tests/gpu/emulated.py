@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -138,6 +138,7 @@ class Emulator:
     def __init__(self, library: str):
         self._library = ctypes.CDLL(library)
         self._calls = 0
+        self._form: tuple[int, int] | None = None  # of a projection
 
     def run(self, name: str, args: tuple) -> tuple:
         self._calls += 1
@@ -154,6 +155,18 @@ class Emulator:
             margins = torch.cat([buffer[: self._MARGIN], buffer[-self._MARGIN :]])
             assert bool((margins == 0xA5).all()), f"{name} wrote outside of its result"
         return tuple(outs)
+
+    def run_case(self, name: str, args: tuple) -> Iterator[tuple]:
+        """Results of every kernel that can compute them."""
+        if name not in emulated_projection.OPERATORS:
+            yield self.run(name, args)
+            return
+        (result,) = as_tuple(getattr(torch.ops.btr, name)(*self._meta(args)))
+        try:
+            for self._form in emulated_projection.forms_of_case(result.numel()):
+                yield self.run(name, args)
+        finally:
+            self._form = None
 
     def run_end(self, name: str, args: tuple) -> tuple:
         """Runs the last two blocks only, on a device that holds the whole grid at once."""
@@ -173,7 +186,7 @@ class Emulator:
 
     def _launch(self, name: str, *args) -> None:
         if name in emulated_projection.OPERATORS:
-            error = emulated_projection.launch(self._library, name, *args)
+            error = emulated_projection.launch(self._library, self._form, name, *args)
         else:
             call = _CALLS[name](self._library, *args)
             pointers = [_pointer(a) if a is None or isinstance(a, Tensor) else a for a in call]

@@ -26,14 +26,19 @@ class _Projection(ctypes.Structure):
     )
 
 
-#: Compute capability and kernel of each call, in turn: every kernel meets every operator.
-_FORMS: Sequence[tuple[int, int]] = ((90, 0), (90, 1), (80, 1), (90, 2), (80, 0), (90, 3), (80, 3))
+#: Compute capability and kernel (BtrProjection::tile) of each call, in turn: every kernel meets every operator.
+FORMS = ((90, 0), (90, 1), (80, 1), (90, 2), (80, 0), (90, 3), (80, 3))
 _calls = count()
 
 
-def launch(library: ctypes.CDLL, name: str, *args) -> int:
+def forms_of_case(results: int) -> Sequence[tuple[int, int]]:
+    """Those that a case with so many results is computed in: all, if it is small."""
+    return FORMS if results < 200_000 else FORMS[1:3]
+
+
+def launch(library: ctypes.CDLL, form: tuple[int, int] | None, name: str, *args) -> int:
     """The operator's arguments, then its result -> cudaError_t."""
-    capability, tile = _FORMS[next(_calls) % len(_FORMS)]
+    capability, tile = form or FORMS[next(_calls) % len(FORMS)]
     ctypes.c_int.in_dll(library, "emulator_capability").value = capability
     *head, bias, token_scale, _, out = args
     if name.endswith("_prepared"):

@@ -196,8 +196,14 @@ def _bytes_prepared(m: int, n: int, d: int, out: torch.dtype) -> tuple:
     return bits, weight.t(), torch.full((1, n), 0.5), "int8", *epilogue, out
 
 
-#: Sizes that get large, middle and small tiles on an H200, by several of them: rows of tiles that are cut off.
-_TILED = {"large tiles": (4100, 2050, 72), "middle tiles": (1000, 2000, 200), "small tiles": (150, 328, 520)}
+#: Sizes that get large, middle and small tiles on an H200, several of them and some cut off, and those of few tokens.
+#: Sampled weights of many channels hold a NaN or an infinity each, and show little.
+_TILED = {
+    "large tiles": (4100, 2050, 72),
+    "middle tiles": (1000, 2000, 200),
+    "small tiles": (150, 328, 520),
+    **{f"{m} tokens": (m, 72, 1288) for m in (1, 12, 30, 64)},
+}
 
 
 def _unpack_matmul_backward() -> list[Example]:
@@ -318,6 +324,8 @@ ROWS = {
         cases={
             **{name: partial(_whole_numbers, *size, BRAIN, FLOAT) for name, size in _TILED.items()},
             "terms of float32": partial(_whole_numbers, 300, 200, 136, FLOAT, FLOAT),
+            "terms of float32, 1 token": partial(_whole_numbers, 1, 72, 1288, FLOAT, FLOAT),
+            "terms of float32, 40 tokens": partial(_whole_numbers, 40, 72, 1288, FLOAT, FLOAT),
             "float16": partial(_whole_numbers, 300, 264, 264, HALF, FLOAT),
         },
     ),
