@@ -1,12 +1,13 @@
 """Kernels for binary token representations: packing, restoring, projecting, comparing and merging 1-bit tokens.
 
 Bit order: channel c lies in byte c // 8, bit c % 8 counted from the least significant; a bit is 1 iff x >= 0.
-The hops of a call: public function (`bits`, `matmul`, `hamming`, `merging`) -> operator `torch.ops.btr.*` with its
-checks, fake and gradient (`ops`) -> backend (`backends`) -> kernel (`csrc` or `backends/triton`). The meaning of
-every operator is defined in `reference`.
+The hops of a call: public function (`bits`, `matmul`, `attention`, `hamming`, `merging`) -> operator `torch.ops.btr.*`
+with its checks, fake and gradient (`ops`) -> backend (`backends`) -> kernel (`csrc` or `backends/triton`). The meaning
+of every operator is defined in `reference`.
 """
 
 from . import ops as _ops  # noqa: F401  registers torch.ops.btr
+from .attention import token_attention
 from .backends import BackendStatus, backends, current_backend, use_backend
 from .bits import binarize, calibrate_scale, compress_bits, expand_bits, pack_bits, sign_scale, unpack_bits
 from .hamming import Neighbours, hamming_distance, hamming_topk
@@ -34,6 +35,7 @@ __all__ = [
     "pack_bits",
     "prepare_weight",
     "sign_scale",
+    "token_attention",
     "token_linear",
     "unpack_bits",
     "unpack_geglu",

@@ -149,6 +149,18 @@ def norm(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected None, 'rms' or 'layer', got {value!r}")
 
 
+def without_gradient(operator: str, **inputs: Tensor | None) -> None:
+    """None of the inputs asks for a gradient, which the operator does not have."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in inputs.items():
+        if value is not None and value.requires_grad:
+            raise ValueError(
+                f"{name}: expected a tensor that does not require grad, since {operator} has no gradient; "
+                "call it under torch.no_grad()"
+            )
+
+
 def writable(out: Tensor | None, *inputs: Tensor | None) -> None:
     """Writing into `out` is not differentiable, so nothing may ask for a gradient through it."""
     if out is None or not torch.is_grad_enabled():

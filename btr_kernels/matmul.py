@@ -299,13 +299,7 @@ def token_linear(
     checks.is_tensor("x", x)
     checks.is_tensor("weight", weight)
     checks.are_optional_tensors(norm=norm, residual=residual, out=out)
-    if torch.is_grad_enabled():
-        for name, value in (("x", x), ("weight", weight), ("norm", norm), ("residual", residual)):
-            if value is not None and value.requires_grad:
-                raise ValueError(
-                    f"{name}: expected a tensor that does not require grad, since token_linear has no gradient; "
-                    "call it under torch.no_grad()"
-                )
+    checks.without_gradient("token_linear", x=x, weight=weight, norm=norm, residual=residual)
     if out is None:
         return ops.token_linear(x, weight, norm, eps, residual, gated)
     checks.writable(out)

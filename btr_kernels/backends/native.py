@@ -183,6 +183,13 @@ def _token_linear(x, weight, norm, eps, residual, gated, out) -> None:
     _native.token_linear(x.contiguous(), weight.contiguous(), _float(norm), eps, _float(residual), gated, out)
 
 
+def _token_attention(query, keys, values, bias, head_size, out) -> None:
+    if bias is not None:
+        bias = _float(bias) if bias.shape[-1] == keys.shape[1] else _float(bias.expand(*bias.shape[:-1], keys.shape[1]))
+        bias = bias.expand(query.shape[0], query.shape[2] // head_size, query.shape[1], -1)
+    _native.token_attention(query.contiguous(), keys.contiguous(), values.contiguous(), bias, head_size, out)
+
+
 def _hamming_distance(a, b, out) -> None:
     batch = out.shape[:-2]
     a, b = a.expand(*batch, -1, -1).contiguous(), b.expand(*batch, -1, -1).contiguous()
@@ -231,6 +238,7 @@ CALLS = {
         _unpack_geglu,
         _unpack_geglu_prepared,
         _token_linear,
+        _token_attention,
         _hamming_distance,
         _hamming_topk,
         _match_tokens,

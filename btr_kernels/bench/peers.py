@@ -239,6 +239,12 @@ def _onednn_in_block(i: Inputs) -> Tensor:
     return _around(i, lambda x: _onednn(x, i.weight))
 
 
+def _fused_attention(i: Inputs) -> Tensor:
+    query, keys, values = (x.unflatten(-1, (-1, i.head_size)).transpose(1, 2) for x in (i.query, i.keys, i.values))
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=i.bias, scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)
+
+
 unpacked_matmul = Peer(_unpacked_matmul)
 numpy_matmul = Peer(_numpy_matmul)
 onednn_matmul = Peer(_onednn_matmul, unsuited=_no_onednn)
@@ -247,6 +253,7 @@ unpacked_geglu = Peer(_unpacked_geglu)
 onednn_geglu = Peer(_onednn_geglu, unsuited=_no_onednn)
 separate_geglu = Peer(_separate_geglu)
 matmul_in_block = Peer(_matmul_in_block)
+fused_attention = Peer(_fused_attention)
 onednn_in_block = Peer(_onednn_in_block, unsuited=_no_onednn)
 
 

@@ -1,5 +1,5 @@
 """The PyTorch operators `torch.ops.btr.*`: schemas, argument checks, fakes and gradients, a file per family."""
 
-from . import bits, hamming, matmul, merging
+from . import attention, bits, hamming, matmul, merging
 
-__all__ = ["bits", "hamming", "matmul", "merging"]
+__all__ = ["attention", "bits", "hamming", "matmul", "merging"]

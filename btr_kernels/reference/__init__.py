@@ -7,6 +7,7 @@ written the way a careful PyTorch user would write it, not in the slowest obviou
 Functions take the operator's schema arguments (see `btr_kernels.ops`) and return its results.
 """
 
+from .attention import token_attention
 from .bits import (
     as_rows,
     binarize,
@@ -50,6 +51,7 @@ __all__ = [
     "sign_scale",
     "sign_scale_backward",
     "signs",
+    "token_attention",
     "token_linear",
     "unpack_bits",
     "unpack_geglu",

@@ -6,9 +6,9 @@
 
 #include "core/rows.h"
 #include "core/scratch.h"
+#include "core/vectors.inl"
 #include "matmul/gelu.inl"
 #include "matmul/matmul.h"
-#include "matmul/vectors.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
 
@@ -21,23 +21,6 @@ struct Products {
   void* out;
   DType out_type;
 };
-
-BTR_INLINE float sum_of(Floats v) {
-#if defined(__AVX2__)
-#if defined(__AVX512F__)
-  const __m512 all = __m512(v);
-  const __m256 halves =
-      _mm256_add_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
-#else
-  const __m256 halves = __m256(v);
-#endif
-  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-#else
-  return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
-}
 
 // Rows and tokens that are multiplied at once: their sums fill the registers. Fewer loads for each multiply-add: 10 for
 // 24, or 7 for 12.

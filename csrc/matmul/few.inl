@@ -4,10 +4,10 @@
 
 #include "core/rows.h"
 #include "core/scratch.h"
+#include "core/vectors.inl"
 #include "matmul/dot.inl"
 #include "matmul/gelu.inl"
 #include "matmul/matmul.h"
-#include "matmul/vectors.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
 

@@ -6,9 +6,9 @@
 
 #include "core/rows.h"
 #include "core/scratch.h"
+#include "core/vectors.inl"
 #include "matmul/dot.inl"
 #include "matmul/matmul.h"
-#include "matmul/vectors.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
 

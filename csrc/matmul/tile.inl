@@ -3,8 +3,8 @@
 #include <type_traits>
 
 #include "core/rows.h"
+#include "core/vectors.inl"
 #include "matmul/matmul.h"
-#include "matmul/vectors.inl"
 
 namespace btr::BTR_ISA_NAMESPACE {
 

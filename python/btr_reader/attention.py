@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from btr_kernels import token_attention
+
+from .devices import runs_token_kernels
+
 
 def position_buckets(distance: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
     """T5's bucket of each relative position (key position - query position), int64 of the same shape.
@@ -74,6 +78,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head_size: i
 
     T5 does not divide the logits by the square root of the head size. bias: broadcastable to `(N, heads, n, m)`.
     """
+    if query.shape[1] == 1 and runs_token_kernels(query):
+        return token_attention(query, key, value, bias, head_size=head_size)
     query, key, value = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
     return mixed.transpose(1, 2).flatten(2)

@@ -23,3 +23,8 @@ def parse_device(name: str) -> torch.device:
             f"device: {name} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here"
         )
     return device
+
+
+def runs_token_kernels(x: torch.Tensor) -> bool:
+    """Whether `btr_kernels.token_linear` and `token_attention`, which have no gradient, are for tensors like x."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from btr_kernels import token_linear
 
 from .attention import rms_norm
+from .devices import runs_token_kernels
 from .huge_pages import HugePages
 
 LinearPrecision = Literal["float", "int8"]
@@ -86,8 +87,7 @@ class BlockLinears:
 
 
 def _are_few(x: Tensor) -> bool:
-    few = x.numel() <= _FEW_TOKENS * x.shape[-1]
-    return few and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return x.numel() <= _FEW_TOKENS * x.shape[-1] and runs_token_kernels(x)
 
 
 def side_by_side(groups: Sequence[Sequence[nn.Linear]], *, huge_pages: bool = False) -> list[nn.Linear]:

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/attention.h"
 #include "bits/bits.h"
 #include "checking.h"
 #include "core/isa.h"
@@ -144,6 +145,39 @@ void check_masked(int64_t rows, int64_t w, int64_t k, const std::string& at) {
   expect(ok, "compress, expand " + at);
 }
 
+// A bias of the last key of -infinity, and a token all of whose keys have it.
+void check_attention(int64_t tokens, int64_t count, int64_t heads, int64_t d, const std::string& at) {
+  const int64_t batch = 2, inner = heads * d;
+  auto query = random_floats(batch * tokens * inner), out = exact<float>(batch * tokens * inner);
+  auto keys = random_floats(batch * count * inner), values = random_floats(batch * count * inner);
+  auto bias = random_floats(batch * tokens * count);
+  for (int64_t i = 0; i < batch * tokens * count; ++i)
+    if (i < count || i % count == count - 1) bias[size_t(i)] = -INFINITY;
+  AttentionArgs args{};
+  args.query = query.get(), args.keys = keys.get(), args.values = values.get(), args.out = out.get();
+  args.bias = bias.get(), args.bias_of_batch = tokens * count, args.bias_of_token = count;
+  args.batch = batch, args.tokens = tokens, args.count = count, args.heads = heads, args.head_size = d;
+  const int64_t parts = std::min<int64_t>(heads, 2);
+  attention_kernels().run(args, parts, 0, batch * tokens * parts);
+  bool ok = true;
+  for (int64_t row = 0; row < batch * tokens; ++row)
+    for (int64_t h = 0; h < heads; ++h) {
+      std::vector<double> mixed(static_cast<size_t>(d));
+      double sum = 0;
+      for (int64_t s = 0; s < count; ++s) {
+        const int64_t at_key = (row / tokens * count + s) * inner + h * d;
+        double logit = bias[size_t(row * count + s)];
+        for (int64_t c = 0; c < d; ++c) logit += double(query[size_t(row * inner + h * d + c)]) * keys[size_t(at_key + c)];
+        const double weight = std::exp(logit);
+        sum += weight;
+        for (int64_t c = 0; c < d; ++c) mixed[size_t(c)] += weight * values[size_t(at_key + c)];
+      }
+      for (int64_t c = 0; c < d; ++c)
+        ok &= close(out[size_t(row * inner + h * d + c)], sum > 0 ? mixed[size_t(c)] / sum : 0, 1e-4);
+    }
+  expect(ok, "attention " + at);
+}
+
 int distance(const uint8_t* a, const uint8_t* b, int64_t w) {
   int sum = 0;
   for (int64_t c = 0; c < 8 * w; ++c) sum += bit(a, c) != bit(b, c);
@@ -261,6 +295,11 @@ int main() {
         for (int64_t k : {int64_t(-1), int64_t(1), 2 * w, 7 * w, 8 * w})
           check_masked(rows, w, k, name + " rows " + std::to_string(rows) + " w " + std::to_string(w) + " k " + std::to_string(k));
     check_projections(name);
+    for (int64_t d : {1, 8, 16, 33})
+      for (int64_t count : {1, 2, 16, 35})
+        for (int64_t heads : {1, 3})
+          for (int64_t tokens : {1, 2})
+            check_attention(tokens, count, heads, d, name + " d " + std::to_string(d) + " keys " + std::to_string(count));
     for (int64_t w : {1, 7, 8, 9, 96})
       for (int64_t n : {1, 3, 4, 5, 300}) check_hamming(3, n, w, name + " n " + std::to_string(n) + " w " + std::to_string(w));
     // Every number of registers of a block of b, a token of several chunks or registers, and those at the widest that

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention/attention.h"
 #include "bits/bits.h"
 #include "core/isa.h"
 #include "core/tuning.h"
@@ -96,6 +97,12 @@ Results run_all(const Inputs& in) {
   const MatmulPlan linear_plan = plan_linear(linear, 2);
   matmul_kernels().run_linear(linear, linear_plan, 0, linear_plan.pieces());
   results.add_rounded(product);
+
+  AttentionArgs attention{};
+  attention.query = attention.keys = attention.values = in.x.data(), attention.out = y.data();
+  attention.batch = 1, attention.tokens = attention.count = kTokens, attention.heads = 4, attention.head_size = kD / 4;
+  attention_kernels().run(attention, 2, 0, 2 * kTokens);
+  results.add_rounded(y);
 
   std::vector<int32_t> distances(kTokens * kTokens), nearest(kTokens * 3), slot(kTokens), sizes(kKept);
   std::vector<int64_t> index(kTokens * 3);

@@ -17,7 +17,7 @@ from torch import Tensor
 import btr_kernels as bk
 from btr_kernels import reference
 
-from . import masked, projections
+from . import attentions, masked, projections
 from . import numpy_definitions as defined
 from .comparison import FLOAT32_MAX, UNASKED, assert_close, assert_exact
 from .picks import FLOATS, Picks, bytes_for, leading, restride
@@ -371,6 +371,15 @@ OPERATORS = {
                 x, weight, norm=norm, eps=eps, residual=residual, gated=gated
             ),
             has_out=True,
+        ),
+        Operator(
+            "token_attention",
+            attentions.token_attention,
+            defined.token_attention,
+            attentions.token_attention_terms,
+            public=lambda query, keys, values, bias, head_size: bk.token_attention(
+                query, keys, values, bias, head_size=head_size
+            ),
         ),
         Operator(
             "hamming_distance", _hamming_distance, defined.hamming_distance, public=bk.hamming_distance, has_out=True

@@ -222,6 +222,21 @@ def token_linear(x, weight, norm, eps, residual, gated_pair):
     return (y if residual is None else y + residual,)
 
 
+def token_attention(query, keys, values, bias, head_size):
+    batch, tokens, inner = query.shape
+    out = np.zeros(query.shape)
+    for b, t, head in np.ndindex(batch, tokens, inner // head_size):
+        channels = slice(head * head_size, (head + 1) * head_size)
+        logits = np.array([np.sum(query[b, t, channels] * key) for key in keys[b, :, channels]])
+        if bias is not None:
+            logits = logits + np.broadcast_to(bias, (batch, inner // head_size, tokens, keys.shape[1]))[b, head, t]
+        if np.all(logits == -np.inf):
+            continue
+        weights = np.exp(logits - np.max(logits))
+        out[b, t, channels] = weights @ values[b, :, channels] / np.sum(weights)
+    return (out,)
+
+
 def _distance(a: np.ndarray, b: np.ndarray) -> int:
     return (int.from_bytes(a.tobytes(), "big") ^ int.from_bytes(b.tobytes(), "big")).bit_count()
 

@@ -215,6 +215,16 @@ def test_gated_linear(implementation):
     torch.testing.assert_close(got, torch.tensor([[10 - 0.0454023 * 2, 10.0]]), rtol=1e-5, atol=1e-7)
 
 
+def test_attention_of_two_heads(implementation):
+    """Logits log 3 and 0 give 3/4 and 1/4; the second head sees its first key only; nothing to see gives 0."""
+    query = torch.tensor([[[math.log(3), 1.0]], [[1.0, 1.0]]])
+    keys = torch.tensor([[[1.0, 5.0], [0.0, 9.0]]]).expand(2, 2, 2)
+    values = torch.tensor([[[4.0, 2.0], [8.0, 7.0]]]).expand(2, 2, 2)
+    bias = torch.tensor([[[[0.0, 0.0]], [[0.0, -torch.inf]]], [[[-torch.inf] * 2]] * 2])
+    got = bk.token_attention(query, keys, values, bias, head_size=1)
+    torch.testing.assert_close(got, torch.tensor([[[5.0, 2.0]], [[0.0, 0.0]]]))
+
+
 def test_int8_rows_of_zeros_stay_zero(implementation):
     prepared = bk.prepare_weight(torch.tensor([[0.0, 0.0], [1.0, -127.0]]), precision="int8")
     assert bk.unpack_matmul(torch.tensor([[0b11]], dtype=torch.uint8), prepared).tolist() == [[0.0, -126.0]]

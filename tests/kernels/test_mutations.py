@@ -61,6 +61,7 @@ MUTATIONS = [
     ("unpack_geglu", largest_element_wrong_in_its_ninth_bit),
     ("token_linear", largest_element_wrong_in_its_ninth_bit),
     ("token_linear", rounded_to_bfloat16),
+    ("token_attention", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", largest_element_wrong_in_its_ninth_bit),
     ("merge_tokens", rounded_to_bfloat16),
     ("merge_tokens_backward", largest_element_wrong_in_its_ninth_bit),

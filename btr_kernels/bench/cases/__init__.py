@@ -8,11 +8,12 @@ kernels, at one thread.
 from __future__ import annotations
 
 from ..case import Case
-from . import bits, hamming, matmul, merging
+from . import attention, bits, hamming, matmul, merging
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
     "bits": bits.CASES,
     "matmul": matmul.CASES,
+    "attention": attention.CASES,
     "hamming": hamming.CASES,
     "merging": merging.CASES,
 }
