@@ -44,12 +44,15 @@ class ReaderEngine:
         compression: Compression = PRESETS["none"],
         precision: str = "exact",
         linears: LinearPrecision = "float",
+        *,
+        beside: ReaderEngine | None = None,
     ):
         """compression: its joint and decoder shares apply here. precision: of the projections of bits. linears: of all
-        other projections; `int8` quantizes weights and inputs (see `Int8Linears`), on a CPU only.
+        other projections; `int8` quantizes weights and inputs (see `Int8Linears`), on a CPU only. beside: an engine for
+        the same model and linears, whose copies of weights (of the decoder, at base 0.5 GB) are used instead of others.
 
-        Raises `ValueError` for the `btr` form of a reader that was not calibrated, and for shares of another number of
-        joint layers than the reader has.
+        Raises `ValueError` for the `btr` form of a reader that was not calibrated, for shares of another number of
+        joint layers than the reader has, and for an engine of another model or other linears.
         """
         for name, value, known in (("form", form, Form), ("linears", linears, LinearPrecision)):
             if value not in get_args(known):
@@ -58,9 +61,14 @@ class ReaderEngine:
         self.form = form
         self.reader = reader
         self.compression = compression
-        apply = float_linear if linears == "float" else Int8Linears()
-        self.encoder = FusionEncoder(reader.model, apply)
-        self.decoder = GreedyDecoder(reader.model, apply)
+        self.linears = linears
+        if beside is None:
+            self.decoder = GreedyDecoder(reader.model, float_linear if linears == "float" else Int8Linears())
+        elif beside.reader.model is reader.model and beside.linears == linears:
+            self.decoder = beside.decoder
+        else:
+            raise ValueError("beside must be an engine for the same model and linears")
+        self.encoder = FusionEncoder(reader.model, self.decoder.apply)
         self._code = None
         if form == "btr":
             if reader.residual_scale is None:

@@ -120,6 +120,21 @@ def test_int8_reader_is_near_the_float_one(reader, queries, token_batch, offline
         ReaderEngine(reader, form, linears="int4")
 
 
+def test_engines_side_by_side_share_weights_and_nothing_else(reader, queries, token_batch, offline_states):
+    first = ReaderEngine(reader, "atlas")
+    second = ReaderEngine(reader, "deformer", beside=first)
+    assert second.decoder is first.decoder
+    batch = PassageBatch(offline_states(reader, token_batch), token_batch.sizes)
+    alone = ReaderEngine(reader, "deformer").generate(queries, batch, 4)
+    for _ in range(2):
+        assert second.generate(queries, batch, 4) == alone
+        assert first.generate(queries, token_batch, 4) == ReaderEngine(reader, "atlas").generate(
+            queries, token_batch, 4
+        )
+    with pytest.raises(ValueError, match="beside must be an engine for the same model and linears"):
+        ReaderEngine(reader, "atlas", linears="int8", beside=first)
+
+
 def recording_capture(steps, token):
     """What a CUDA graph does, on a CPU: warms up, then a replay writes the step's result to one tensor."""
     for _ in range(2):

@@ -72,6 +72,7 @@ class Field:
         self.corpus = "pydoc_data.topics" if passages_file is None else str(passages_file)
         self._scratch = scratch
         self._stores: dict[tuple[str, float], Store] = {}
+        self._engines: dict[str, ReaderEngine] = {}  # one for each kind of linears, whose weights the others share
         with self.bar("prepare: reader", 1) as bar:
             reader, self._pool = self._reader_and_pool(passages_file)
             scale = calibrate_residual_scale(reader, self._pool[:8], settings.passage_length)
@@ -86,12 +87,17 @@ class Field:
     def contender(self, name: str, compression: Compression) -> Contender:
         """The reader of that name in `READERS`; compression concerns those of the form `btr`."""
         form, linears = READERS[name]
+        beside = self._engines.get(linears)
         if form == "btr":
-            engine = ReaderEngine(self.reader, form, compression, self.settings.precision, linears)
-            return Contender(name, engine, self._store("binary", compression.offline))
-        # DeFormer keeps whole-layer outputs: that leaves its runtime the least to do.
-        reader = self._whole_layers() if form == "deformer" else self.reader
-        return Contender(name, ReaderEngine(reader, form, linears=linears), self._store("float32", 1.0))
+            engine = ReaderEngine(self.reader, form, compression, self.settings.precision, linears, beside=beside)
+            store = self._store("binary", compression.offline)
+        else:
+            # DeFormer keeps whole-layer outputs: that leaves its runtime the least to do.
+            reader = self._whole_layers() if form == "deformer" else self.reader
+            engine = ReaderEngine(reader, form, linears=linears, beside=beside)
+            store = self._store("float32", 1.0)
+        self._engines.setdefault(linears, engine)
+        return Contender(name, engine, store)
 
     def _whole_layers(self) -> Reader:
         return self.reader.with_settings(ReaderSettings(self.reader.settings.cut_layer, "layer_output"))
