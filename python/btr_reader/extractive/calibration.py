@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -42,21 +43,24 @@ def calibrated(
         raise ValueError("centroids: a state that is restored through them is a calibrated one")
     plain = with_code(reader, None)
     norm = BertFusionEncoder(reader.model, reader.query_length).cut_norm(reader.settings)
-    moments = _Moments(reader.tokenizer.vocabulary_size, reader.channels)
-    magnitude = calibrate_residual_scale(plain, passages, passage_length, moments.add)
-    if not calibrate:
-        code = SignCode(torch.ones(reader.channels), torch.zeros(reader.channels), calibrated=False)
-    else:
-        code = SignCode(norm.weight * magnitude, norm.bias)
+    moments = _Moments(reader.tokenizer.vocabulary_size, reader.channels) if masked_bits or centroids else None
+    observe = None if moments is None else moments.add
+    magnitude = calibrate_residual_scale(plain, passages, passage_length, observe).cpu()
+    weight, bias = norm.weight.detach().cpu(), norm.bias.detach().cpu()
     if centroids:
         table = moments.means()
-        distances = _Distances(table)
-        calibrate_residual_scale(plain, passages, passage_length, distances.add)
-        code = SignCode(norm.weight * distances.overall(), norm.bias, weight=norm.weight, centroids=table)
+        distance = moments.square_distances(table)
+        # Mean magnitude of a normal variable by its variance.
+        scale = weight * (distance.sum(0) / moments.tokens.sum() * 2 / math.pi).sqrt()
+        code = SignCode(scale, bias, weight=weight, centroids=table)
         if masked_bits:
-            code.mask = _largest(distances.by_id() * norm.weight.abs(), masked_bits)
+            code.mask = _largest(_drawn_to_overall(distance, moments.tokens).sqrt() * weight.abs(), masked_bits)
             code.majority = torch.zeros_like(code.mask)
-    elif masked_bits:
+    elif calibrate:
+        code = SignCode(weight * magnitude, bias)
+    else:
+        code = SignCode(torch.ones_like(magnitude), torch.zeros_like(magnitude), calibrated=False)
+    if masked_bits and not centroids:
         tables = moments.signs.tables(masked_bits)
         code.mask, code.majority = torch.from_numpy(tables.mask), torch.from_numpy(tables.majority)
     return with_code(reader, code.to(reader.device))
@@ -71,39 +75,30 @@ def tables_of(code: SignCode) -> TokenTables | None:
 
 
 class _Moments:
-    """Sums by vocabulary id: of states and of their signs."""
+    """Sums by vocabulary id: of states, of their squares and of their signs."""
 
     def __init__(self, vocabulary: int, channels: int):
         self.signs = TokenStatistics.empty(vocabulary, channels)
-        self._sums = torch.zeros(vocabulary, channels)
+        self._sums, self._squares = torch.zeros(vocabulary, channels), torch.zeros(vocabulary, channels)
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.signs.tokens
 
     def add(self, ids: list[list[int]], states: Tensor) -> None:
         flat, states = torch.tensor(list(chain.from_iterable(ids))), states.cpu().float()
         self.signs.add(btr_kernels.pack_bits(states), flat)
         self._sums.index_add_(0, flat, states)
+        self._squares.index_add_(0, flat, states.square())
 
     def means(self) -> Tensor:
         """Of each id, drawn to the mean of all tokens where few were seen, `(V, d)`."""
-        return _drawn_to_overall(self._sums, self.signs.tokens)
+        return _drawn_to_overall(self._sums, self.tokens)
 
-
-class _Distances:
-    """Mean distance of the states to the centroids of their ids, by channel."""
-
-    def __init__(self, centroids: Tensor):
-        self._centroids, self._sums = centroids, torch.zeros_like(centroids)
-        self._tokens = torch.zeros(len(centroids), dtype=torch.int64)
-
-    def add(self, ids: list[list[int]], states: Tensor) -> None:
-        flat = torch.tensor(list(chain.from_iterable(ids)))
-        self._sums.index_add_(0, flat, (states.cpu().float() - self._centroids[flat]).abs())
-        self._tokens.index_add_(0, flat, torch.ones_like(flat))
-
-    def overall(self) -> Tensor:
-        return self._sums.sum(0) / self._tokens.sum()
-
-    def by_id(self) -> Tensor:
-        return _drawn_to_overall(self._sums, self._tokens)
+    def square_distances(self, centroids: Tensor) -> Tensor:
+        """The sum of each id's squared distances to its centroid, by channel, `(V, d)`."""
+        counted = self.tokens[:, None] * centroids.square()
+        return (self._squares - 2 * centroids * self._sums + counted).clamp(min=0)
 
 
 def _drawn_to_overall(sums: Tensor, tokens: Tensor) -> Tensor:

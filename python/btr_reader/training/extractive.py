@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import LayerTrace, columns
+from ..encoding import CALIBRATION_PASSAGES
 from ..engine import Form
 from ..extractive.answering import span_scores
 from ..extractive.calibration import calibrated
@@ -22,7 +23,7 @@ from .losses import distillation_loss, recovery_loss
 from .run import TrainingRun, check_teacher
 
 # Statistics by vocabulary id need more text than a mean of each channel.
-CODE_PASSAGES = 4096
+STATISTICS_PASSAGES = 2048
 
 
 def student_of(
@@ -32,8 +33,9 @@ def student_of(
     if form != "btr":
         return with_code(reader, None)
     passages = {passage.id: passage for example in examples for passage in example.passages}
+    count = STATISTICS_PASSAGES if settings.masked_bits or settings.centroids else CALIBRATION_PASSAGES
     return calibrated(
-        reader, list(passages.values())[:CODE_PASSAGES], settings.passage_length,
+        reader, list(passages.values())[:count], settings.passage_length,
         calibrate=settings.calibrate, masked_bits=settings.masked_bits, centroids=settings.centroids,
     )  # fmt: skip
 
