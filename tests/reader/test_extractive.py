@@ -261,6 +261,8 @@ def test_saved_and_loaded(make_extractive, passages, tmp_path):
             assert torch.equal(again.code.state_dict()[name], tensor), name
         assert torch.equal(again.head.weight, reader.head.weight)
         assert again.tokenizer.fingerprint() == reader.tokenizer.fingerprint()
+    other = load_extractive_reader(tmp_path / "r", ReaderSettings(1, "attention_output"))
+    assert other.settings.cut_point == "attention_output" and other.code is None
 
 
 def test_damaged_directories(make_extractive, passages, tmp_path):

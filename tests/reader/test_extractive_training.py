@@ -166,6 +166,9 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match="calibrate is True"):
         plain = student_of(make(), "btr", questions(4), replace(alone, calibrate=False))
         ExtractiveTrainer(plain, "btr", alone, tmp_path)
+    with pytest.raises(ValueError, match="teacher: its joint layers begin elsewhere"):
+        teacher = SpanTeacher(make().with_settings(ReaderSettings(1, "attention_output")))
+        ExtractiveTrainer(make(), "deformer", SETTINGS, tmp_path, teacher)
     with pytest.raises(ValueError, match="masked_bits must be at least 0"):
         replace(SETTINGS, masked_bits=-1)
 

@@ -28,9 +28,9 @@ class ExtractiveFiles:
     teacher: Path | None = None
     """Directory of a trained teacher; without one there is neither distillation nor divergence."""
     cut_layer: int | None = None
-    """Layers that read a passage offline, of a plain BERT; three quarters of them if it is not given."""
+    """Layers that read a passage offline; if it is not given those of the reader, three quarters of a plain BERT's."""
     cut_point: CutPoint = "layer_output"
-    """The state that is kept of the last of them, of a plain BERT."""
+    """The state that is kept of the last of them, where --cut-layer is given."""
     query_length: int = 32
     """Places for the question in front of a passage, of a plain BERT; a question is cut to as many tokens."""
 
@@ -59,7 +59,9 @@ def extractive(
     cut = None if files.cut_layer is None else ReaderSettings(files.cut_layer, files.cut_point)
     reader = load_extractive_reader(files.model, cut, files.query_length)
     train, dev = read_span_examples(files.train), read_span_examples(files.dev)
-    teacher = None if files.teacher is None else SpanTeacher(load_extractive_reader(files.teacher))
+    teacher = None
+    if files.teacher is not None:
+        teacher = SpanTeacher(load_extractive_reader(files.teacher, reader.settings))
     if teacher is None:
         settings = replace(settings, objectives=replace(settings.objectives, distillation=0.0, divergence=0.0))
     run_form = "atlas" if form == "teacher" else form

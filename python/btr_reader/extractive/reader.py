@@ -77,6 +77,10 @@ class ExtractiveReader:
         """Tokens that a passage can have."""
         return self.config.max_position_embeddings - self.query_length
 
+    def with_settings(self, settings: ReaderSettings) -> ExtractiveReader:
+        """The same weights cut elsewhere; the code belongs to the old cut and is dropped where the cut changes."""
+        return replace(self, settings=settings, code=self.code if settings == self.settings else None)
+
     def passage_states(self, ids: Tensor, sizes: Tensor) -> Tensor:
         """What a store keeps, `(N, T, d)`, of passages read alone: normalised states (less their centroids).
 
@@ -120,9 +124,9 @@ def load_extractive_reader(
 ) -> ExtractiveReader:
     """Loads what `ExtractiveReader.save` wrote, or a plain BERT directory, whose head is then new and random.
 
-    settings, query_length: of a plain directory; by default it is cut at three quarters of its layers, after a whole
-    layer. Weights are read from safetensors files only. Raises `FileNotFoundError` or `ValueError` naming what is
-    missing or wrong.
+    settings: where it is cut, if not where it says itself (a plain directory: at three quarters of its layers, after a
+    whole layer). query_length: of a plain directory. Weights are read from safetensors files only. Raises
+    `FileNotFoundError` or `ValueError` naming what is missing or wrong.
 
     >>> load_extractive_reader("all-MiniLM-L6-v2/").settings.cut_layer  # doctest: +SKIP
     4
@@ -132,7 +136,8 @@ def load_extractive_reader(
     tokenizer = SpanTokenizer.load(directory)
     path = directory / SETTINGS_FILE
     if path.is_file():
-        return _load_rest(directory, path, model, tokenizer)
+        reader = _load_rest(directory, path, model, tokenizer)
+        return reader if settings is None else reader.with_settings(settings)
     head = nn.Linear(model.config.hidden_size, 2)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

@@ -118,6 +118,8 @@ class ExtractiveTrainer(TrainingRun):
     ):
         """Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks."""
         check_teacher(reader, None if teacher is None else teacher.reader, settings.objectives)
+        if teacher is not None and teacher.reader.settings != reader.settings:
+            raise ValueError(f"teacher: its joint layers begin elsewhere: expected {reader.settings}")
         if settings.passage_length > reader.longest_passage:
             raise ValueError(
                 f"passage_length must be at most {reader.longest_passage} for this model, got {settings.passage_length}"
