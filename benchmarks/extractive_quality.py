@@ -1,6 +1,7 @@
 """What students keep of their teacher's quality: an extractive reader on real questions, from real pretrained weights.
 
-    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--rows NAME ...] [--seeds 0 1 2]
+    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--cut-layers 2 3] [--rows NAME ...]
+        [--seeds 0 1 2]
     python benchmarks/extractive_quality.py report --work DIR
 
 DATA has train.jsonl, dev.jsonl (Atlas' format, the gold passage with each question) and passages.jsonl; DIR of --model
@@ -15,6 +16,7 @@ on; several processes may each run some rows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -49,7 +51,6 @@ PLACE = Path(__file__).parent
 RESULTS, NOTES = PLACE / "results" / "quality" / "extractive.json", PLACE / "notes" / "quality.md"
 TABLE = ("<!-- extractive -->\n", "<!-- end -->")
 RESULT = "result.json"
-CUT = ReaderSettings(4, "layer_output")
 # Of 384 bits: 12 bytes of bits, 2 of the token's id and about a quarter of lengths and passage ids come to 107x.
 MASKED = 96
 
@@ -59,7 +60,7 @@ TEACHER = ExtractiveSettings(
     objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
 )  # fmt: skip
 STUDENT = replace(
-    TEACHER, steps=210, evaluate_every=210, checkpoint_every=70, frozen_layers=2, remember_teacher=True,
+    TEACHER, steps=840, batch_size=8, evaluate_every=840, checkpoint_every=140, frozen_layers=1, remember_teacher=True,
     objectives=Objectives(answers=0.4, recovery=0.2, distillation=2.0, divergence=0.6),
 )  # fmt: skip
 # Questions of the dev set that the end of a student's training is watched on; there is nothing to choose by them.
@@ -121,8 +122,13 @@ class Runs:
         self.train, self.dev = (read_span_examples(work / f"{name}.jsonl") for name in ("train", "dev"))
         self._teacher: SpanTeacher | None = None
 
-    def run(self, row: Row, seed: int) -> None:
-        out = self.work / f"{row.name} {seed}".replace(" ", "_").replace(",", "").replace("+", "and")
+    def run(self, row: Row, cut_layer: int, seed: int) -> None:
+        if row.form == "atlas":
+            cut_layer, out = 0, self.teacher_directory.parent
+        else:
+            out = self.work / f"cut {cut_layer} {row.name} {seed}".replace(" ", "_").replace(",", "").replace(
+                "+", "and"
+            )
         settings = replace(row.settings, seed=seed)
         if (out / RESULT).exists():
             if json.loads((out / RESULT).read_text())["settings"] == json.loads(json.dumps(settings.to_dict())):
@@ -130,25 +136,26 @@ class Runs:
             raise ValueError(f"{out}: is of other settings; remove it to run it again")
         start, cpu = time.perf_counter(), time.process_time()
         if row.form == "atlas":
-            reader, teacher, watched = load_extractive_reader(self.model, CUT), None, self.dev
+            reader, teacher, watched = load_extractive_reader(self.model), None, self.dev
         else:
-            reader, watched = load_extractive_reader(self.teacher_directory), self.dev[:WATCHED]
-            reader, teacher = student_of(reader, row.form, self.train, settings), self._asked()
+            cut = ReaderSettings(cut_layer, "layer_output")
+            reader, watched = load_extractive_reader(self.teacher_directory, cut), self.dev[:WATCHED]
+            reader, teacher = student_of(reader, row.form, self.train, settings), self._asked(cut)
         trainer = ExtractiveTrainer(reader, row.form, settings, out, teacher)
         best = trainer.train(self.train, watched)
-        result = {"row": row.name, "form": row.form, "seed": seed, "settings": settings.to_dict(), "best": best}
+        result = {"row": row.name, "cut_layer": cut_layer, "seed": seed, "settings": settings.to_dict(), "best": best}
         result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
         result |= self._evaluated(out / BEST, row.form, settings, out / "store")
         write_durably(out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
-        print(f"{row.name}, seed {seed}: {result['scores']}", flush=True)
+        print(f"{out.name}: {result['scores']}", flush=True)
 
     @property
     def teacher_directory(self) -> Path:
         return self.work / "teacher_0" / BEST
 
-    def _asked(self) -> SpanTeacher:
-        if self._teacher is None:
-            self._teacher = SpanTeacher(load_extractive_reader(self.teacher_directory))
+    def _asked(self, cut: ReaderSettings) -> SpanTeacher:
+        if self._teacher is None or self._teacher.reader.settings != cut:
+            self._teacher = SpanTeacher(load_extractive_reader(self.teacher_directory, cut))
         return self._teacher
 
     def _evaluated(self, directory: Path, form: Form, settings: ExtractiveSettings, out: Path) -> dict[str, Any]:
@@ -170,7 +177,8 @@ class Runs:
 def write_report(work: Path) -> None:
     """The results file, the table between the marks of the notes, and the plot, of the runs that are done."""
     runs = [json.loads(path.read_text()) for path in sorted(work.glob(f"*/{RESULT}"))]
-    rows = [summary for row in ROWS if (summary := _summary(row.name, runs))]
+    cuts = sorted({run["cut_layer"] for run in runs})
+    rows = [summary for cut in cuts for row in ROWS if (summary := _summary(row.name, cut, runs))]
     if not rows or rows[0]["row"] != "teacher":
         raise SystemExit(f"{work}: the teacher is not done yet")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -180,11 +188,11 @@ def write_report(work: Path) -> None:
     _plot(rows, RESULTS.with_suffix(".png"))
 
 
-def _summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    found = [run for run in runs if run["row"] == name]
+def _summary(name: str, cut_layer: int, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    found = [run for run in runs if (run["row"], run["cut_layer"]) == (name, cut_layer)]
     if not found:
         return None
-    summary = {"row": name, "seeds": sorted(run["seed"] for run in found)}
+    summary = {"row": name, "cut_layer": cut_layer, "seeds": sorted(run["seed"] for run in found)}
     for metric in ("exact_match", "f1"):
         scores = [run["scores"][metric] for run in found]
         spread = statistics.stdev(scores) if len(scores) > 1 else None
@@ -198,14 +206,15 @@ def _summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _table(rows: list[dict[str, Any]]) -> str:
     teacher = rows[0]["f1"]["mean"]
     lines = [
-        "| reader | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
-        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| reader | layers offline | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
         exact, f1 = (_with_spread(row[metric]) for metric in ("exact_match", "f1"))
         stored = f"{row['bytes_per_token']:.1f} | {row['ratio']:.1f}x" if "ratio" in row else "- | -"
         lines.append(
-            f"| {row['row']} | {exact} | {f1} | {row['f1']['mean'] / teacher:.1%} | {stored} | {len(row['seeds'])} |"
+            f"| {row['row']} | {row['cut_layer']} | {exact} | {f1} | {row['f1']['mean'] / teacher:.1%} | {stored} | "
+            f"{len(row['seeds'])} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -225,7 +234,12 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axhline(0.95 * rows[0]["f1"]["mean"], color="grey", linestyle="--", label="95% of the teacher")
     for row in rows[1:]:
         axes.errorbar(
-            row["bytes_per_token"], row["f1"]["mean"], row["f1"]["spread"], marker="o", linestyle="", label=row["row"]
+            row["bytes_per_token"],
+            row["f1"]["mean"],
+            row["f1"]["spread"],
+            marker="o",
+            linestyle="",
+            label=f"{row['row']}, cut after {row['cut_layer']}",
         )
     axes.set_xscale("log")
     axes.set_xlabel("bytes per token")
@@ -242,7 +256,8 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("data", type=Path)
     run.add_argument("--model", type=Path, required=True)
-    run.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
+    run.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS[1:]], default=[row.name for row in ROWS])
+    run.add_argument("--cut-layers", type=int, nargs="+", default=[3])
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     report = commands.add_parser("report")
     for command in (run, report):
@@ -256,10 +271,12 @@ def main() -> None:
     if not (arguments.work / "read.jsonl").exists():
         prepare(arguments.data, arguments.work)
     runs = Runs(arguments.work, arguments.model)
-    for seed in arguments.seeds:
-        for row in ROWS:
+    # The teacher has no cut, and there is one for all.
+    runs.run(ROWS[0], 0, 0)
+    for seed, cut_layer in itertools.product(arguments.seeds, arguments.cut_layers):
+        for row in ROWS[1:]:
             if row.name in arguments.rows:
-                runs.run(row, seed)
+                runs.run(row, cut_layer, seed)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from btr_reader.shares import Compression
 from btr_reader.store import Store
 from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, student_of
 from btr_reader.training.extractive_settings import ExtractiveSettings
+from btr_reader.training.losses import top_tokens
 from btr_reader.training.run import BEST, METRICS
 from btr_reader.training.settings import Objectives
 
@@ -122,10 +123,10 @@ def test_a_remembered_teacher_says_the_same(make):
     teacher = SpanTeacher(reader)
     examples = questions(6)
     batches = batches_of(examples, reader, settings)
-    teacher(batches.batch(examples[:3]), True)
+    teacher(batches.batch(examples[:3]), 0.5)
     # Questions that were asked in other company, and one that was not.
     batch = batches.batch([examples[4], examples[2], examples[0]])
-    asked, told = teacher(batch), teacher(batch, True)
+    asked, told = teacher(batch), teacher(batch, 0.5)
     torch.testing.assert_close(told.start, asked.start, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(told.end, asked.end, atol=1e-4, rtol=1e-4)
     present = asked.traces[0].slots >= 0
@@ -134,7 +135,12 @@ def test_a_remembered_teacher_says_the_same(make):
         told.traces[0].attention()[present], asked.traces[0].attention()[present], atol=1e-5, rtol=1e-4
     )
     states = asked.traces[0].states[:, asked.traces[0].width :]
-    torch.testing.assert_close(told.traces[0].states[present], states[present], atol=0.02, rtol=0.01)
+    chosen = top_tokens(asked.traces, 0.5)
+    assert torch.equal(top_tokens(told.traces, 0.5), chosen)
+    torch.testing.assert_close(told.traces[0].states[chosen], states[chosen], atol=0.02, rtol=0.01)
+    assert not told.traces[0].states[~chosen].any()
+    whole = teacher(batch, 1.0)
+    torch.testing.assert_close(whole.traces[0].states[present], states[present], atol=0.02, rtol=0.01)
 
 
 @pytest.mark.parametrize("form", ["atlas", "btr"])

@@ -19,7 +19,7 @@ from ..extractive.forward import ExtractiveModel, SpanOutput
 from ..extractive.reader import ExtractiveReader, with_code
 from ..extractive.spans import BLOCKED, span_divergence, span_loss
 from .extractive_settings import ExtractiveSettings
-from .losses import distillation_loss, recovery_loss
+from .losses import distillation_loss, recovery_loss, top_tokens
 from .run import TrainingRun, check_teacher
 
 # Statistics by vocabulary id need more text than a mean of each channel.
@@ -47,48 +47,58 @@ class SpanTeacher:
         reader.model.requires_grad_(False)
         self.reader = reader
         self.model = ExtractiveModel(reader, "atlas").eval()
-        self._known: dict[str, _Taught] = {}
+        self._known: dict[tuple[str, float], _Taught] = {}
 
     @torch.no_grad()
-    def __call__(self, batch: SpanBatch, remember: bool = False) -> SpanOutput:
-        if not remember:
+    def __call__(self, batch: SpanBatch, remember: float | None = None) -> SpanOutput:
+        """What the teacher gives; remembered, states are only those of the share of tokens that a distillation counts.
+
+        remember: that share (`top_tokens`), or None to ask the teacher anew.
+        """
+        if remember is None:
             return self.model(batch)
-        if any(name not in self._known for name in batch.ids):
+        names = [(name, remember) for name in batch.ids]
+        if any(name not in self._known for name in names):
             taught = self.model(batch)
             attention = torch.stack([trace.attention() for trace in taught.traces])
-            for number, name in enumerate(batch.ids):
-                self._known[name] = _Taught.of(taught, attention, batch.passages.sizes, number)
-        return _together([self._known[name] for name in batch.ids], batch.passages.sizes)
+            chosen = top_tokens(taught.traces, remember)
+            for number, name in enumerate(names):
+                self._known[name] = _Taught.of(taught, attention, chosen, batch.passages.sizes, number)
+        return _together([self._known[name] for name in names], batch.passages.sizes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Taught:
-    """What a teacher gave for a question: logits `(2, P, T)`; by layer states `(P, T, d)` and attention `(P, T)`."""
+    """What a teacher gave for a question: logits `(2, P, T)`; by layer attention `(P, T)` and states `(n, d)` of the n
+    tokens that are chosen, bool `(P, T)`."""
 
     logits: Tensor
-    states: Tensor
     attention: Tensor
+    chosen: Tensor
+    states: Tensor
 
     @classmethod
-    def of(cls, taught: SpanOutput, attention: Tensor, sizes: Tensor, number: int) -> _Taught:
+    def of(cls, taught: SpanOutput, attention: Tensor, chosen: Tensor, sizes: Tensor, number: int) -> _Taught:
         count, width = sizes.shape[1], int((sizes[number] > 0).sum(-1).max())
         rows = slice(number * count, (number + 1) * count)
-        states = [trace.states[rows, trace.width : trace.width + width].bfloat16() for trace in taught.traces]
+        wanted = chosen[rows, :width]
+        states = [trace.states[rows, trace.width : trace.width + width][wanted].bfloat16() for trace in taught.traces]
         logits = torch.stack([taught.start[number, :, :width], taught.end[number, :, :width]])
-        return cls(logits.cpu(), torch.stack(states).cpu(), attention[:, rows, :width].clone().cpu())
+        kept = (logits, attention[:, rows, :width], wanted)
+        return cls(*(tensor.clone().cpu() for tensor in kept), torch.stack(states).cpu())
 
 
 def _together(known: Sequence[_Taught], sizes: Tensor) -> SpanOutput:
     queries, count, width = sizes.shape
-    layers, _, _, channels = known[0].states.shape
+    layers, _, channels = known[0].states.shape
     logits = torch.full((2, queries, count, width), BLOCKED)
     states = torch.zeros(layers, queries, count, width, channels)
     attention = torch.zeros(layers, queries, count, width)
     for number, entry in enumerate(known):
-        p, t = entry.logits.shape[1:]
+        p, t = entry.chosen.shape
         logits[:, number, :p, :t] = entry.logits
-        states[:, number, :p, :t] = entry.states.float()
         attention[:, number, :p, :t] = entry.attention
+        states[:, number, :p, :t][:, entry.chosen] = entry.states.float()
     device, slots = sizes.device, columns(sizes.flatten(0, 1))
     logits, states, attention = logits.to(device), states.to(device), attention.to(device)
     traces = [
@@ -151,7 +161,7 @@ class ExtractiveTrainer(TrainingRun):
         if weights.recovery:
             losses["recovery"] = weights.recovery * recovery_loss(output.restored, output.states, output.sizes)
         if weights.need_teacher:
-            taught = self.teacher(batch, self.settings.remember_teacher)
+            taught = self.teacher(batch, weights.top_tokens if self.settings.remember_teacher else None)
             if weights.distillation:
                 error = distillation_loss(output.traces, taught.traces, weights.top_tokens)
                 losses["distillation"] = weights.distillation * error

@@ -20,7 +20,8 @@ class ExtractiveSettings(RunSettings):
     centroids: bool = False
     """Bits are signs of what a token's vocabulary id does not explain, not of the state itself (BTR only)."""
     remember_teacher: bool = False
-    """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch."""
+    """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch: of
+    100 tokens 40 KB a joint layer of 384 channels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
