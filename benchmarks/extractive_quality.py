@@ -1,7 +1,7 @@
 """What students keep of their teacher's quality: an extractive reader on real questions, from real pretrained weights.
 
-    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--cut-layers 2 3] [--rows NAME ...]
-        [--seeds 0 1 2]
+    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--cut-layers 3 4] [--steps 840]
+        [--rows NAME ...] [--seeds 0 1 2]
     python benchmarks/extractive_quality.py report --work DIR
 
 DATA has train.jsonl, dev.jsonl (Atlas' format, the gold passage with each question) and passages.jsonl; DIR of --model
@@ -60,7 +60,7 @@ TEACHER = ExtractiveSettings(
     objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
 )  # fmt: skip
 STUDENT = replace(
-    TEACHER, steps=840, batch_size=8, evaluate_every=840, checkpoint_every=140, frozen_layers=1, remember_teacher=True,
+    TEACHER, steps=210, checkpoint_every=70, remember_teacher=True,
     objectives=Objectives(answers=0.4, recovery=0.2, distillation=2.0, divergence=0.6),
 )  # fmt: skip
 # Questions of the dev set that the end of a student's training is watched on; there is nothing to choose by them.
@@ -122,14 +122,16 @@ class Runs:
         self.train, self.dev = (read_span_examples(work / f"{name}.jsonl") for name in ("train", "dev"))
         self._teacher: SpanTeacher | None = None
 
-    def run(self, row: Row, cut_layer: int, seed: int) -> None:
+    def run(self, row: Row, cut_layer: int, steps: int, seed: int) -> None:
         if row.form == "atlas":
-            cut_layer, out = 0, self.teacher_directory.parent
+            settings, out = row.settings, self.teacher_directory.parent
         else:
-            out = self.work / f"cut {cut_layer} {row.name} {seed}".replace(" ", "_").replace(",", "").replace(
-                "+", "and"
+            # The two lowest layers stay as they are, where others read passages offline too.
+            settings = replace(
+                row.settings, seed=seed, steps=steps, evaluate_every=steps, frozen_layers=min(2, cut_layer - 1)
             )
-        settings = replace(row.settings, seed=seed)
+            name = f"cut {cut_layer} steps {steps} {row.name} {seed}"
+            out = self.work / name.replace(" ", "_").replace(",", "").replace("+", "and")
         if (out / RESULT).exists():
             if json.loads((out / RESULT).read_text())["settings"] == json.loads(json.dumps(settings.to_dict())):
                 return
@@ -177,8 +179,8 @@ class Runs:
 def write_report(work: Path) -> None:
     """The results file, the table between the marks of the notes, and the plot, of the runs that are done."""
     runs = [json.loads(path.read_text()) for path in sorted(work.glob(f"*/{RESULT}"))]
-    cuts = sorted({run["cut_layer"] for run in runs})
-    rows = [summary for cut in cuts for row in ROWS if (summary := _summary(row.name, cut, runs))]
+    kinds = sorted({(run["cut_layer"], run["settings"]["steps"]) for run in runs})
+    rows = [summary for kind in kinds for row in ROWS if (summary := _summary(row.name, *kind, runs))]
     if not rows or rows[0]["row"] != "teacher":
         raise SystemExit(f"{work}: the teacher is not done yet")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -188,11 +190,12 @@ def write_report(work: Path) -> None:
     _plot(rows, RESULTS.with_suffix(".png"))
 
 
-def _summary(name: str, cut_layer: int, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    found = [run for run in runs if (run["row"], run["cut_layer"]) == (name, cut_layer)]
+def _summary(name: str, cut_layer: int, steps: int, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    kind = (name, cut_layer, steps)
+    found = [run for run in runs if (run["row"], run["cut_layer"], run["settings"]["steps"]) == kind]
     if not found:
         return None
-    summary = {"row": name, "cut_layer": cut_layer, "seeds": sorted(run["seed"] for run in found)}
+    summary = {"row": name, "cut_layer": cut_layer, "steps": steps, "seeds": sorted(run["seed"] for run in found)}
     for metric in ("exact_match", "f1"):
         scores = [run["scores"][metric] for run in found]
         spread = statistics.stdev(scores) if len(scores) > 1 else None
@@ -206,15 +209,15 @@ def _summary(name: str, cut_layer: int, runs: list[dict[str, Any]]) -> dict[str,
 def _table(rows: list[dict[str, Any]]) -> str:
     teacher = rows[0]["f1"]["mean"]
     lines = [
-        "| reader | layers offline | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| reader | cut after | steps | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
         exact, f1 = (_with_spread(row[metric]) for metric in ("exact_match", "f1"))
         stored = f"{row['bytes_per_token']:.1f} | {row['ratio']:.1f}x" if "ratio" in row else "- | -"
         lines.append(
-            f"| {row['row']} | {row['cut_layer']} | {exact} | {f1} | {row['f1']['mean'] / teacher:.1%} | {stored} | "
-            f"{len(row['seeds'])} |"
+            f"| {row['row']} | {row['cut_layer'] or '-'} | {row['steps']} | {exact} | {f1} | "
+            f"{row['f1']['mean'] / teacher:.1%} | {stored} | {len(row['seeds'])} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -239,7 +242,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
             row["f1"]["spread"],
             marker="o",
             linestyle="",
-            label=f"{row['row']}, cut after {row['cut_layer']}",
+            label=f"{row['row']}, cut after {row['cut_layer']}, {row['steps']} steps",
         )
     axes.set_xscale("log")
     axes.set_xlabel("bytes per token")
@@ -257,7 +260,8 @@ def main() -> None:
     run.add_argument("data", type=Path)
     run.add_argument("--model", type=Path, required=True)
     run.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS[1:]], default=[row.name for row in ROWS])
-    run.add_argument("--cut-layers", type=int, nargs="+", default=[3])
+    run.add_argument("--cut-layers", type=int, nargs="+", default=[4])
+    run.add_argument("--steps", type=int, default=STUDENT.steps, help="of each student")
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     report = commands.add_parser("report")
     for command in (run, report):
@@ -272,11 +276,11 @@ def main() -> None:
         prepare(arguments.data, arguments.work)
     runs = Runs(arguments.work, arguments.model)
     # The teacher has no cut, and there is one for all.
-    runs.run(ROWS[0], 0, 0)
+    runs.run(ROWS[0], 0, 0, 0)
     for seed, cut_layer in itertools.product(arguments.seeds, arguments.cut_layers):
         for row in ROWS[1:]:
             if row.name in arguments.rows:
-                runs.run(row, cut_layer, seed)
+                runs.run(row, cut_layer, arguments.steps, seed)
 
 
 if __name__ == "__main__":
