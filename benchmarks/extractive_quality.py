@@ -209,7 +209,7 @@ def _summary(name: str, cut_layer: int, steps: int, runs: list[dict[str, Any]]) 
 def _table(rows: list[dict[str, Any]]) -> str:
     teacher = rows[0]["f1"]["mean"]
     lines = [
-        "| reader | cut after | steps | exact match | F1 | of the teacher's F1 | bytes per token | vs float32 | seeds |",
+        "| reader | cut after | steps | exact match | F1 | of the teacher | bytes per token | vs float32 | seeds |",
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
