@@ -9,7 +9,16 @@ of every operator is defined in `reference`.
 from . import ops as _ops  # noqa: F401  registers torch.ops.btr
 from .attention import token_attention
 from .backends import BackendStatus, backends, current_backend, use_backend
-from .bits import binarize, calibrate_scale, compress_bits, expand_bits, pack_bits, sign_scale, unpack_bits
+from .bits import (
+    binarize,
+    calibrate_scale,
+    compress_bits,
+    expand_bits,
+    pack_bits,
+    restore_bits,
+    sign_scale,
+    unpack_bits,
+)
 from .hamming import Neighbours, hamming_distance, hamming_topk
 from .matmul import PreparedWeight, prepare_weight, token_linear, unpack_geglu, unpack_matmul
 from .merging import MergePlan, match_tokens, merge_bits, merge_tokens
@@ -34,6 +43,7 @@ __all__ = [
     "merge_tokens",
     "pack_bits",
     "prepare_weight",
+    "restore_bits",
     "sign_scale",
     "token_attention",
     "token_linear",

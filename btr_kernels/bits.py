@@ -90,6 +90,34 @@ def unpack_bits(
     return out
 
 
+def restore_bits(bits: Tensor, scale: Tensor, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Bring packed bits to a device and restore floats from them, in one pass over the bits.
+
+    A GPU kernel reads bits in pinned host memory by itself, so that copying and expanding overlap. They are held until
+    it is done; in a CUDA graph, keep them for as long as the graph.
+
+    Args:
+        bits: uint8 (..., ceil(d / 8)) on the device of scale or in host memory; pad bits are ignored.
+        scale: (d,) float. In BTR the restore scale E|h_c|.
+        dtype: float32, float16 or bfloat16; computed in float32 and rounded once.
+
+    Returns:
+        bits uint8 (..., ceil(d / 8)) and states (..., d) of `dtype`: scale * (+-1); differentiable in scale.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; the message names the argument.
+
+    Example:
+        >>> _, states = restore_bits(torch.tensor([[13]], dtype=torch.uint8), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> states
+        tensor([[ 1., -2.,  3.,  4.]])
+    """
+    checks.is_tensor("bits", bits)
+    checks.is_tensor("scale", scale)
+    checks.is_dtype("dtype", dtype, checks.FLOATS)
+    return ops.restore_bits(scale, bits, dtype)
+
+
 def binarize(
     x: Tensor, norm: str | None = None, eps: float = 1e-6, return_magnitude: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ DEVICES = ("cuda",)
 _OPERATORS = (
     "pack_bits",
     "unpack_bits",
+    "restore_bits",
     "binarize",
     "expand_bits",
     "hamming_distance",

@@ -26,6 +26,7 @@ Kernel = Callable[..., None]
 _KINDS: dict[str, tuple[int, bool]] = {
     "pack_bits": (0, True),
     "unpack_bits": (5, False),
+    "restore_bits": (2, False),
     "binarize": (0, True),
     "sign_scale": (0, True),
     "sign_scale_backward": (0, True),

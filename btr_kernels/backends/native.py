@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..reference.matmul import BLOCK, gradients
+from . import pinned
 
 _NORMS = {"none": 0, "rms": 1, "layer": 2}  # csrc/bits/bits.h
 
@@ -84,6 +85,16 @@ def _pack_bits(x: Tensor, out: Tensor) -> None:
 
 def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
     _native.unpack_bits(bits.contiguous(), _float(scale), _float(bias), _float(token_scale), out)
+
+
+def _restore_bits(scale, bits, dtype, copy, states) -> None:
+    bits = pinned.readable(bits, scale.device).contiguous()
+    if scale.is_cpu:
+        copy.copy_(bits)
+        _native.unpack_bits(bits, _float(scale), None, None, states)
+        return
+    _native.restore_bits(bits, _float(scale), copy, states)
+    pinned.hold(bits, scale.device)
 
 
 def _binarize(x, norm, eps, magnitude, bits, size) -> None:
@@ -227,6 +238,7 @@ CALLS = {
     for function in (
         _pack_bits,
         _unpack_bits,
+        _restore_bits,
         _binarize,
         _sign_scale,
         _sign_scale_backward,

@@ -68,6 +68,39 @@ def _unpack_bits_backward(ctx, grad):
 register_autograd("unpack_bits", _unpack_bits_context, _unpack_bits_backward)
 
 
+def _restore_bits(scale: Tensor, bits: Tensor, dtype: torch.dtype) -> list[Result]:
+    checks.floats("scale", scale)
+    checks.has_dims("scale", scale, 1, "(d,)")
+    checks.packed_for("bits", bits, scale.shape[0])
+    if bits.device != scale.device and bits.device.type != "cpu":
+        raise ValueError(f"bits: expected device {scale.device} or host memory, got {bits.device}")
+    checks.is_dtype("dtype", dtype, checks.FLOATS)
+    return [Result(bits.shape, torch.uint8), Result((*bits.shape[:-1], scale.shape[0]), dtype)]
+
+
+define("restore_bits", "Tensor scale, Tensor bits, ScalarType dtype", _restore_bits, results=2)
+
+
+def _restore_bits_context(ctx, inputs, output) -> None:
+    scale, _, _ = inputs
+    bits, _ = output
+    ctx.dtype = scale.dtype
+    ctx.mark_non_differentiable(bits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(bits)
+
+
+def _restore_bits_backward(ctx, _, grad):
+    if grad is None:
+        return None, None, None
+    (bits,) = ctx.saved_tensors
+    signs = torch.ops.btr.unpack_bits(bits, grad.shape[-1], None, None, None, torch.float32)
+    return as_rows(grad.float() * signs).sum(0).to(ctx.dtype), None, None
+
+
+register_autograd("restore_bits", _restore_bits_context, _restore_bits_backward)
+
+
 def _norm(norm: str, eps: float) -> None:
     checks.is_one_of("norm", norm, ("none", *checks.NORMS))
     checks.is_number("eps", eps, 0)

@@ -45,6 +45,12 @@ def unpack_bits(
     return x.to(dtype)
 
 
+def restore_bits(scale: Tensor, bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The bits on the device of scale, and what they stand for: scale * +-1."""
+    bits = bits.to(scale.device)
+    return bits, unpack_bits(bits, scale.shape[0], scale, None, None, dtype)
+
+
 def as_rows(x: Tensor) -> Tensor:
     """(..., d) -> (rows, d), also for a single vector and for d = 0."""
     return torch.atleast_2d(x).flatten(0, -2)

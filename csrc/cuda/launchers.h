@@ -50,6 +50,12 @@ int btr_cuda_pack_bits(const void* x, int dtype, int64_t rows, int64_t d, uint8_
 int btr_cuda_unpack_bits(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, const float* bias,
                          const float* token_scale, void* out, int dtype, cudaStream_t stream);
 
+// copy = bits and out[r, c] = (bit c of row r ? 1 : -1) * scale[c], rounded to the dtype: bits (rows, ceil(d / 8)), which may
+// lie in pinned host memory, scale (d) -> copy (rows, ceil(d / 8)), out (rows, d) f32, f16 or bf16.
+// Fast path: d % 128 == 0 and all 16-byte aligned.
+int btr_cuda_restore_bits(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, uint8_t* copy, void* out,
+                          int dtype, cudaStream_t stream);
+
 // Signs of x, or with `layer` of x - mean(x), as above, and unless null magnitude (rows): sqrt(mean(x^2) + eps), with
 // `layer` sqrt(var(x) + eps). x (rows, d) f32, f16 or bf16, d >= 1 -> bits (rows, ceil(d / 8)), pad bits zero.
 // Fast path: x 16-byte aligned, d a multiple of what 16 bytes hold.

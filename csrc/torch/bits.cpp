@@ -135,6 +135,7 @@ bool masks_hold(Tensor ids, Tensor mask, int64_t k) {
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {
   m.def("pack_bits(Tensor x, Tensor(a!) out) -> ()");
   m.def("unpack_bits(Tensor bits, Tensor? scale, Tensor? bias, Tensor? token_scale, Tensor(a!) out) -> ()");
+  m.def("restore_bits(Tensor bits, Tensor scale, Tensor(a!) copy, Tensor(b!) states) -> ()");  // on a GPU
   m.def("binarize(Tensor x, bool layer, float eps, Tensor(a!) bits, Tensor(b!)? magnitude) -> ()");
   m.def("sign_scale(Tensor x, Tensor scale, bool layer, Tensor(a!) out) -> ()");
   m.def("sign_scale_backward(Tensor grad, Tensor x, Tensor scale, int norm, float eps, bool tanh, float limit, "

@@ -27,6 +27,17 @@ void unpack_bits_cuda(Tensor bits, Optional scale, Optional bias, Optional token
   check_launch("unpack_bits", btr_cuda_unpack_bits(in, rows, d, s, b, ts, y, int(dtype), current_stream(bits)));
 }
 
+void restore_bits_cuda(Tensor bits, Tensor scale, Tensor copy, Tensor states) {
+  const DeviceGuard guard(scale.get_device_index());
+  const int64_t d = token_size("states", states), rows = rows_of(states), w = bytes_for(d);
+  const DType dtype = dtype_of("states", states, {DType::f32, DType::f16, DType::bf16});
+  const auto* in = read<uint8_t>("bits", bits, ScalarType::Byte, rows * w);
+  const auto* s = read<float>("scale", scale, ScalarType::Float, d);
+  auto* copied = write<uint8_t>("copy", copy, ScalarType::Byte, rows * w);
+  auto* y = write<char>("states", states, rows * d);
+  check_launch("restore_bits", btr_cuda_restore_bits(in, rows, d, s, copied, y, int(dtype), current_stream(scale)));
+}
+
 void binarize_cuda(Tensor x, bool layer, double eps, Tensor bits, Optional magnitude) {
   const DeviceGuard guard(x.get_device_index());
   const int64_t d = token_size("x", x), rows = rows_of(x);
@@ -53,6 +64,7 @@ void expand_bits_cuda(Tensor codes, Tensor ids, Tensor mask, Tensor fill, Tensor
 STABLE_TORCH_LIBRARY_IMPL(btr_native, CUDA, m) {
   m.impl("pack_bits", TORCH_BOX(&pack_bits_cuda));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits_cuda));
+  m.impl("restore_bits", TORCH_BOX(&restore_bits_cuda));
   m.impl("binarize", TORCH_BOX(&binarize_cuda));
   m.impl("expand_bits", TORCH_BOX(&expand_bits_cuda));
 }

@@ -56,7 +56,8 @@ class PassageBatch:
             object.__setattr__(self, "span", span)
 
     def to(self, device: torch.device | str) -> PassageBatch:
-        """The batch on a device, copied without waiting from memory that is pinned for a GPU."""
+        """The batch on a device, copied without waiting from memory that is pinned for a GPU. Packed bits stay there:
+        the kernel that restores them fetches them itself (`BinaryCode.restore`)."""
         if self.sizes.device == torch.device(device):
             return self
         on_gpu = torch.device(device).type == "cuda"
@@ -66,7 +67,9 @@ class PassageBatch:
                 return None
             return (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
 
-        return PassageBatch(moved(self.content), moved(self.sizes), moved(self.positions), self.span)
+        bits = on_gpu and self.content.dtype == torch.uint8
+        content = self.content.pin_memory() if bits else moved(self.content)
+        return PassageBatch(content, moved(self.sizes), moved(self.positions), self.span)
 
 
 def pad_queries(queries: Sequence[Sequence[int]]) -> QueryBatch:

@@ -104,7 +104,11 @@ class ReaderEngine:
         if content.dtype == torch.uint8 and self._code is not None:
             right = content.ndim == 4 and content.shape[-1] == -(-d // 8)
             _check_content(content, self.form, f"uint8 bits (B, P, T, {-(-d // 8)})", right)
-            return BinaryStates(content, self._code)
+            return (
+                BinaryStates(content, self._code)
+                if content.device == self.reader.device
+                else self._code.restore(content)
+            )
         right = content.is_floating_point() and content.ndim == 4 and content.shape[-1] == d
         _check_content(content, self.form, f"float states (B, P, T, {d})", right)
         return self.encoder.floats(content.to(self.reader.dtype))

@@ -125,6 +125,12 @@ class BinaryCode:
         scale = self.residual_scale
         return btr_kernels.unpack_bits(bits, scale.shape[0], scale=scale, dtype=self.norm.weight.dtype)
 
+    def restore(self, bits: Tensor) -> BinaryStates:
+        """States of uint8 `(..., w)` that may still lie in pinned memory: one pass brings them to the model's device
+        and makes their residual."""
+        bits, residual = btr_kernels.restore_bits(bits, self.residual_scale, dtype=self.norm.weight.dtype)
+        return BinaryStates(bits, self, residual)
+
     def project(self, bits: Tensor) -> tuple[Tensor, ...]:
         """uint8 `(..., w)` -> `linear(norm_scale * (±1))`, `(..., N)`, of each of `linears`."""
         return btr_kernels.unpack_matmul(bits, self._prepared).split(self._widths, -1)
@@ -154,13 +160,15 @@ class BinaryProjections:
 
 @dataclass(frozen=True, eq=False)
 class BinaryStates:
-    """States held as packed bits, uint8 `(..., w)`, read back through a `BinaryCode`."""
+    """States held as packed bits, uint8 `(..., w)`, read back through a `BinaryCode`, and as the residual if that is
+    there already."""
 
     bits: Tensor
     code: BinaryCode
+    restored: Tensor | None = None
 
     def residual(self) -> Tensor:
-        return self.code.residual(self.bits)
+        return self.code.residual(self.bits) if self.restored is None else self.restored
 
     def normalised(self, norm: nn.Module) -> BinaryProjections:
         if norm is not self.code.norm:

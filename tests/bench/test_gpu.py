@@ -46,6 +46,7 @@ def small_rows() -> list[rows.Row]:
         rows.distances(20, 30, 64),
         rows.nearest(20, 30, 64, 3),
         rows.averaged(bf16, 3, 16, 64),
+        rows.restored(bf16, 20, 64),
     ]
 
 

@@ -59,6 +59,10 @@ def _unpack_bits(library, bits, d, scale, bias, token_scale, dtype, out):
     return bits, _rows(bits), _INT64(d), scale, bias, token_scale, out, _DTYPE[dtype]
 
 
+def _restore_bits(library, scale, bits, dtype, copy, states):
+    return bits, _rows(bits), _INT64(scale.numel()), scale.float(), copy, states, _DTYPE[dtype]
+
+
 def _binarize(library, x, norm, eps, magnitude, bits, size):
     size = size if magnitude else None
     return x, _DTYPE[x.dtype], _rows(bits), _INT64(x.shape[-1]), norm == "layer", ctypes.c_double(eps), bits, size
@@ -107,6 +111,7 @@ _CALLS = {
     for function in (
         _pack_bits,
         _unpack_bits,
+        _restore_bits,
         _binarize,
         _expand_bits,
         _hamming_distance,

@@ -17,7 +17,7 @@ import torch
 
 import btr_kernels as bk
 
-from .rows import ROWS, operators_of
+from .rows import HALF, ROWS, operators_of
 
 #: Clock cycles that a stream is kept busy, so that work on the wrong stream would overtake: a few milliseconds.
 _BUSY = 20_000_000
@@ -206,6 +206,20 @@ def values_out_of_range_stay_inside_memory():
     torch.cuda.synchronize()
 
 
+def host_memory_is_read_while_it_is_pinned_and_copied_if_not():
+    """Memory that is given away as soon as the call returns is still that of the call."""
+    scale = torch.rand(768, device="cuda")
+    for backend in (name for name in ("triton", "cuda") if bk.backends()[name].available):
+        for pinned in (True, False):
+            values = torch.randint(0, 256, (5000, 96), dtype=torch.uint8)
+            expected = call("reference", "restore_bits", (scale, values, HALF))
+            torch.cuda._sleep(_BUSY)
+            results = call(backend, "restore_bits", (scale, values.pin_memory() if pinned else values.clone(), HALF))
+            torch.zeros(5000, 96, dtype=torch.uint8).pin_memory()  # takes the memory if it was given back
+            torch.cuda.synchronize()
+            assert all(map(torch.equal, results, expected))
+
+
 def runs_on_the_device_of_its_arguments(backend: str, name: str, example: int):
     args = on("cuda:1", name, example)
     with torch.cuda.device(0):
@@ -223,7 +237,11 @@ EVERY = (
     does_not_synchronise,
     can_be_captured_in_a_graph,
 )
-ONCE = (a_graph_can_come_first, values_out_of_range_stay_inside_memory)
+ONCE = (
+    a_graph_can_come_first,
+    values_out_of_range_stay_inside_memory,
+    host_memory_is_read_while_it_is_pinned_and_copied_if_not,
+)
 
 
 def failure(check, *args) -> str | None:

@@ -38,6 +38,7 @@ _TILE = 2 * 64 * 160 + 2 * 64 * 4  # TileMemory
 KERNELS = {
     "pack_bits": {"pack_sequence": _kernel(0, 32), "pack_rows": _kernel(0, 32)},
     "unpack_bits": {"unpack_vectors": _kernel(0, 32), "unpack_rows": _kernel(0, 32)},
+    "restore_bits": {"restore_vectors": _kernel(8 * 512, 32), "restore_rows": _kernel(0, 32)},
     "binarize": {"binarize_rows": _kernel(0, 16)},
     "expand_bits": {"expand_words": _kernel(0, 32)},
     "hamming_distance": {"hamming_tiles": _kernel(_TILE, 24)},

@@ -85,6 +85,12 @@ def _unpack_bits() -> list[Example]:
     ]
 
 
+def _restore_bits() -> list[Example]:
+    return [
+        Example((torch.ones(768), _bits(64, 96), dtype), {"_unpack_bits": (STORES_128,)}) for dtype in (FLOAT, BRAIN)
+    ]
+
+
 def _binarize() -> list[Example]:
     return [
         Example((torch.ones(64, 768, dtype=dtype), norm, 1e-6, True), {"_binarize": (LOADS_128,)})
@@ -306,6 +312,7 @@ _FEW_TOKENS = {24: (300,)}  # the definitions of matching take seconds for more
 ROWS = {
     "pack_bits": Row(_pack_bits, (*FLOATS, torch.bool, _UINT8), ("pack_sequence", (LOADS_128,)), exact=True),
     "unpack_bits": Row(_unpack_bits, (*FLOATS, _UINT8), ("unpack_vectors", (STORES_128,)), exact=True),
+    "restore_bits": Row(_restore_bits, (*FLOATS, _UINT8), ("restore_vectors", (LOADS_128, STORES_128)), exact=True),
     "binarize": Row(_binarize, (*FLOATS, _UINT8), (r"binarize_rowsILNS_5DTypeE\dELb1E", (LOADS_128,)), large=_WIDE),
     "sign_scale": Row(_sign_scale, FLOATS, large=_WIDE),
     "sign_scale_backward": Row(_sign_scale_backward, FLOATS, large=_WIDE),

@@ -136,6 +136,11 @@ def _unpack_bits_terms(bits, d, scale, bias, token_scale, dtype):
     return defined.unpack_bits(np.full_like(bits, 255), d, *absolute)
 
 
+def _restore_bits(picks, tokens, d):
+    bits = picks.bits((*leading(picks, tokens), bytes_for(d)))
+    return picks.floats((d,)), bits, picks.choice(FLOATS)
+
+
 def _eps(picks):
     return picks.choice((1e-6, 0.0, 0.1))
 
@@ -281,6 +286,12 @@ OPERATORS = {
                 bits, d, scale, bias, token_scale=token_scale, dtype=dtype
             ),
             has_out=True,
+        ),
+        Operator(
+            "restore_bits",
+            _restore_bits,
+            defined.restore_bits,
+            public=lambda scale, bits, dtype: bk.restore_bits(bits, scale, dtype=dtype),
         ),
         Operator(
             "binarize",

@@ -54,6 +54,10 @@ def unpack_bits(bits, d, scale, bias, token_scale, dtype=None):
     return (out,)
 
 
+def restore_bits(scale, bits, dtype=None):
+    return bits, *unpack_bits(bits, len(scale), scale, None, None)
+
+
 def _mean(values: np.ndarray) -> float:
     # fsum is exact, but refuses infinities of both signs and NaN, whose sum NumPy knows.
     return math.fsum(values) / len(values) if np.isfinite(values).all() else float(np.sum(values))

@@ -105,6 +105,16 @@ def test_unpack_bits_gradients(shape, used, implementation):
     assert_gradients(call, formula(signs), list(arguments.values()), formula(signs.abs()))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_restore_bits_gradients(shape, implementation):
+    bits = bk.pack_bits(torch.randn(shape))
+    signs = signs_of(bits, shape[-1])
+    formula = lambda signs: lambda scale: signs.to(scale.dtype) * scale
+    assert_gradients(
+        lambda scale: bk.restore_bits(bits, scale)[1], formula(signs), [leaf(shape[-1])], formula(signs.abs())
+    )
+
+
 @pytest.mark.parametrize("n", [0, 1, 17])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_unpack_matmul_gradients(shape, n, implementation):

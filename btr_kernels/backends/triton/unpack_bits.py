@@ -17,9 +17,9 @@ _NARROWEST = 16
 
 @triton.jit(do_not_specialize=["rows"])
 def _unpack_bits(
-    bits, scale, bias, token_scale, out, rows, d, w, column_programs, ROWS: tl.constexpr, BYTES: tl.constexpr
+    bits, scale, bias, token_scale, out, copy, rows, d, w, column_programs, ROWS: tl.constexpr, BYTES: tl.constexpr
 ):
-    """bits (rows, w) -> out (rows, d), contiguous; a program expands a tile of ROWS x BYTES bytes.
+    """bits (rows, w) -> out (rows, d), contiguous, and copy (rows, w); a program expands a tile of ROWS x BYTES bytes.
 
     Absent vectors are None. Without fused multiply-adds (a launch option) results equal the reference's to the bit.
     """
@@ -31,7 +31,11 @@ def _unpack_bits(
     # between threads, where from three dimensions it would move all the results.
     channel = (first + tl.arange(0, BYTES)[:, None]) * 8 + tl.arange(0, 8)[None, :]
 
-    packed = tl.load(bits + row * w + byte, mask=(row < rows) & (byte < w), other=0).to(tl.int32)
+    there = (row < rows) & (byte < w)
+    loaded = tl.load(bits + row * w + byte, mask=there, other=0)
+    if copy is not None:
+        tl.store(copy + row * w + byte, loaded, mask=there)
+    packed = loaded.to(tl.int32)
     ones = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     value = tl.where(ones != 0, 1.0, -1.0)
     if scale is not None:
@@ -53,6 +57,19 @@ def unpack_bits(
     dtype: torch.dtype,
     out: Tensor,
 ) -> None:
+    expand(bits, d, scale, bias, token_scale, out, None)
+
+
+def expand(
+    bits: Tensor,
+    d: int,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    token_scale: Tensor | None,
+    out: Tensor,
+    copy: Tensor | None,
+) -> None:
+    """`unpack_bits`, and the bits themselves into `copy` unless it is None. They may lie in pinned host memory."""
     if out.numel() == 0:
         return
     bits = bits.contiguous()
@@ -65,8 +82,8 @@ def unpack_bits(
     columns = min(tile, exact if exact >= _NARROWEST else power_of_two(w))
     column_programs = triton.cdiv(w, columns)
     programs = triton.cdiv(rows, tile // columns) * column_programs
-    with on_device(bits):
+    with on_device(out):
         _unpack_bits[(programs,)](
-            bits, scale, bias, token_scale, out, rows, d, w, column_programs,
+            bits, scale, bias, token_scale, out, copy, rows, d, w, column_programs,
             ROWS=tile // columns, BYTES=columns, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import hamming, matmul, reference
-from ...bits import binarize, compress_bits, expand_bits, pack_bits, unpack_bits
+from ...bits import binarize, compress_bits, expand_bits, pack_bits, restore_bits, unpack_bits
 from ...merging import match_tokens, merge_bits
 from ..case import Target
 
@@ -226,6 +226,36 @@ def unpack(dtype: torch.dtype, m: int, d: int) -> Row:
         operators=("unpack_bits",),
         kind=str(dtype)[6:],
         size=m * d // 8,
+    )
+
+
+def restored(dtype: torch.dtype, m: int, d: int) -> Row:
+    """`restore_bits` from pinned host memory; the peer copies and then unpacks. The limit is that of writing: the bus,
+    which is slower, is not measured."""
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        bits = _bits(generator, device, m, d // 8).cpu()
+        return Inputs(
+            bits=bits.pin_memory() if device.type == "cuda" else bits,
+            scale=torch.rand(d, generator=generator, device=device),
+            copy=torch.empty(m, d // 8, dtype=torch.uint8, device=device),
+        )
+
+    def copy_then_unpack(i: Inputs) -> tuple[Tensor, Tensor]:
+        i.copy.copy_(i.bits, non_blocking=True)
+        return i.copy, reference.unpack_bits(i.copy, d, i.scale, None, None, dtype)
+
+    return Row(
+        f"restore_bits {str(dtype)[6:]} from host memory, {m} x {d}",
+        make,
+        lambda i: restore_bits(i.bits, i.scale, dtype=dtype),
+        copy_then_unpack,
+        {EAGER: copy_then_unpack},
+        bytes=m * d * dtype.itemsize + m * d // 8,
+        tolerance=1e-7,
+        operators=("restore_bits",),
+        kind=str(dtype)[6:],
+        size=d,
     )
 
 
@@ -441,7 +471,7 @@ def all_rows() -> list[Row]:
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
     rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
     rows += [distances(2048, 2048, 768), distances(16384, 16384, 768), nearest(1024, 65536, 768, 16)]
-    return [*rows, averaged(bf16, 40, 256, 768)]
+    return [*rows, averaged(bf16, 40, 256, 768), restored(bf16, 8 * 40 * 64, 768)]
 
 
 def sets_past(cache: int, row: Row, room: int) -> int:

@@ -1,0 +1,31 @@
+"""Bits in host memory that a GPU kernel reads by itself."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+#: What kernels may still be reading, each with an event behind its kernel.
+_in_use: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+
+def readable(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in memory that kernels on `device` can read: itself where that is so, else a copy."""
+    if tensor.device == device or (device.type == "cuda" and tensor.is_pinned()):
+        return tensor
+    return tensor.to(device)
+
+
+def hold(tensor: Tensor, device: torch.device) -> None:
+    """Keep host memory until the kernels launched so far on the device's current stream are done: PyTorch gives pinned
+    memory to others as soon as nobody holds it, and knows nothing of kernels that read it. During graph capture the
+    caller has to keep it for as long as the graph."""
+    if tensor.is_cuda or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    _in_use.append((event, tensor))
+    while _in_use and _in_use[0][0].query():
+        _in_use.popleft()
