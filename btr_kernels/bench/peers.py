@@ -72,6 +72,11 @@ def _take_unpack(i: Inputs) -> Tensor:
     return i.out.mul_(i.scale_of_dtype)
 
 
+def _copy_and_take(i: Inputs) -> tuple[Tensor, Tensor]:
+    return i.copy.copy_(i.bits), _take_unpack(i)
+
+
+copy_and_take = Peer(_copy_and_take)
 numpy_unpack = Peer(_numpy_unpack)
 table_unpack = Peer(_table_unpack)
 take_unpack = Peer(_take_unpack)

@@ -168,6 +168,29 @@ def test_bits_read_as_plus_minus_rho(make_reader, offline_states, queries, token
     torch.testing.assert_close(got.states[present], expected.states[present], rtol=1e-4, atol=3e-5)
 
 
+@torch.inference_mode()
+def test_bits_restored_on_their_way_to_a_device_are_read_alike(make_reader, offline_states, queries, token_batch):
+    reader = make_reader(*CUTS[0])
+    bits = btr_kernels.pack_bits(offline_states(reader, token_batch))
+    engine = ReaderEngine(reader, "btr")
+    on_device, on_the_way = engine._states(bits), engine._code.restore(bits)
+    assert on_device.restored is None and on_the_way.restored is not None
+    assert torch.equal(on_the_way.residual(), on_device.residual()) and torch.equal(on_the_way.bits, bits)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_bits_of_a_batch_wait_in_pinned_memory_for_the_kernel_that_restores_them(
+    make_reader, offline_states, queries, token_batch
+):
+    reader = make_reader(*CUTS[0])
+    batch = PassageBatch(btr_kernels.pack_bits(offline_states(reader, token_batch)), token_batch.sizes)
+    expected = ReaderEngine(reader, "btr").encode(queries, batch)
+    sent = batch.to("cuda")
+    assert sent.content.is_pinned() and sent.sizes.is_cuda
+    got = ReaderEngine(reader.to("cuda"), "btr").encode(queries, batch)
+    torch.testing.assert_close(got.states.cpu(), expected.states, rtol=1e-3, atol=1e-3)
+
+
 def test_padding_and_batching_do_not_change_an_answer(reader, queries, token_batch, offline_states):
     bits = btr_kernels.pack_bits(offline_states(reader, token_batch))
     engine = ReaderEngine(reader, "btr", Compression(joint=0.8, decoder=0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ... import binarize, compress_bits, expand_bits, pack_bits, reference, sign_scale, unpack_bits
+from ... import binarize, compress_bits, expand_bits, pack_bits, reference, restore_bits, sign_scale, unpack_bits
 from .. import peers
 from ..case import Case, Inputs, Target, Traffic
 from .common import (
@@ -91,6 +91,35 @@ def unpack(dtype: torch.dtype, rows: int, d: int = BASE, in_cache: bool = False,
         limit="write",
         in_cache=in_cache,
         targets=(Target(5, 8, tuple(others)),) if in_cache else (BANDWIDTH,),
+        quick=quick,
+    )
+
+
+def restore(rows: int, d: int = BASE, quick: bool = False) -> Case:
+    """On one device a copy and an unpacking: what the operator saves is between host and GPU."""
+    signs_of_byte = reference.signs(torch.arange(256, dtype=torch.uint8)[:, None], 8)
+
+    def make(g: Generator) -> Inputs:
+        factors = scale(g, d)
+        return Inputs(
+            bits=codes(g, rows, d // 8),
+            scale=factors,
+            scale_of_dtype=factors,
+            signs_of_byte=signs_of_byte,
+            copy=torch.zeros(rows, d // 8, dtype=torch.uint8),
+            out=torch.zeros(rows, d),
+        )
+
+    return Case(
+        title("restore_bits", "float32", f"{rows}x{d}"),
+        "restore_bits",
+        make,
+        ours=lambda i: restore_bits(i.bits, i.scale),
+        baseline=lambda i: (i.bits.clone(), reference.unpack_bits(i.bits, d, i.scale, None, None, F32)),
+        peers={"copy, numpy.take of bytes": peers.copy_and_take},
+        bytes=Traffic(rows * d // 8, rows * (d // 8 + d * F32.itemsize)),
+        operations=rows * d,
+        limit="write",
         quick=quick,
     )
 
@@ -251,6 +280,7 @@ CASES: tuple[Case, ...] = (
     *(unpack(dtype, 512, in_cache=True, quick=dtype == F32) for dtype in (F32, F16, BF16)),
     *(unpack(dtype, 40960, quick=dtype == F32) for dtype in (F32, F16, BF16)),
     unpack(F32, 40 * 200, LARGE),
+    restore(40 * 200, quick=True),
     binarize_norm("rms", 40 * 200, quick=True),
     binarize_norm("rms", 40 * 200, LARGE),
     binarize_norm("layer", 40 * 200, quick=True),
