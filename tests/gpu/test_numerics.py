@@ -105,7 +105,7 @@ def test_examples_of_several_tiles_in_the_interpreter():
 def test_every_kernel_has_a_row():
     with_triton = {name for name in OPERATORS if (Path(triton_backend.__file__).parent / f"{name}.py").exists()}
     with_cuda = {path.stem for path in (workers.ROOT / "csrc" / "cuda").glob("*.cu")}
-    only_on_cpus = {"token_linear"}  # a GPU has cuBLAS for float weights
+    only_on_cpus = {"token_linear", "token_attention"}  # a GPU has cuBLAS and flash attention
     assert with_triton == set(ROWS) == set(OPERATORS) - only_on_cpus, "an operator without a Triton kernel or a row"
     sources = {row.cuda if isinstance(row.cuda, str) else name for name, row in ROWS.items() if row.cuda}
     assert with_cuda == sources | set(projections.SOURCES)
