@@ -40,9 +40,8 @@ __device__ __forceinline__ void copy_stage(const Projection& p, uint32_t stage, 
     const int row = weight_row<Tile::kWarpColumns>(p, column, r);
     const int64_t byte = static_cast<int64_t>(step) * kStepBytes + v * 16;
     const bool exists = row < p.columns && byte < p.weight_row_bytes;
-    const auto* from = static_cast<const uint8_t*>(p.weight) +
-                       (static_cast<int64_t>(term) * p.columns + row) * p.weight_row_bytes + byte;
-    copy_bytes<16>(stage + vector_at(r, v), exists ? from : nullptr);
+    const int64_t from = exists ? (static_cast<int64_t>(term) * p.columns + row) * p.weight_row_bytes + byte : 0;
+    copy_bytes<16>(stage + vector_at(r, v), static_cast<const uint8_t*>(p.weight) + from, exists);
   }
 }
 

@@ -15,12 +15,12 @@
 
 namespace btr::cuda {
 
-// kTokenTiles: times 8 tokens.
-template <int kTokenTiles_>
+// kTokenTiles: times 8 tokens; kSplit: the weight is split into terms, which takes registers.
+template <int kTokenTiles_, bool kSplit>
 struct FewTile {
   static constexpr int kTokenTiles = kTokenTiles_;
   // More tokens: each sign serves twice as many columns, and there are half as many warps to add up.
-  static constexpr int kSets = kTokenTiles <= 2 ? 1 : 2, kWarps = kTokenTiles <= 2 ? 8 : 4;
+  static constexpr int kSets = kTokenTiles <= 2 || kSplit ? 1 : 2, kWarps = kTokenTiles <= 2 ? 8 : 4;
   static constexpr int kTokens = 8 * kTokenTiles, kColumns = 16 * kSets;
   static constexpr int kRow = kColumns + 1;  // words from one token to the next in shared memory
   static constexpr int kSumBytes = kWarps * kTokens * kRow * 4;
@@ -77,10 +77,12 @@ __global__ void __launch_bounds__(32 * Tile::kWarps)
   const int made = p.gated ? Tile::kColumns / 2 : Tile::kColumns, column = blockIdx.x * made;
 
   const uint8_t* rows[2 * kSets];
+  bool row_exists[2 * kSets];
 #pragma unroll
   for (int r = 0; r < 2 * kSets; ++r) {
     const int row = weight_row<16>(p, column, 8 * r + g);
-    rows[r] = row < p.columns ? static_cast<const uint8_t*>(p.weight) + row * p.weight_row_bytes : nullptr;
+    row_exists[r] = row < p.columns;
+    rows[r] = static_cast<const uint8_t*>(p.weight) + (row_exists[r] ? row * p.weight_row_bytes : 0);
   }
   const uint32_t ring = shared_address(shared_memory());
   const auto vector_at = [&](int stage, int r, int v) {
@@ -96,14 +98,16 @@ __global__ void __launch_bounds__(32 * Tile::kWarps)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int64_t byte = ((static_cast<int64_t>(step) * kVectors + v) * 4 + t) * 16;  // the four of a row: 64 bytes
-        copy_bytes<16>(ring + vector_at(stage, r, v), rows[r] && byte < p.weight_row_bytes ? rows[r] + byte : nullptr);
+        const bool exists = row_exists[r] && byte < p.weight_row_bytes;
+        copy_bytes<16>(ring + vector_at(stage, r, v), rows[r] + (exists ? byte : 0), exists);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int64_t byte = static_cast<int64_t>(step) * Weight::kBitBytes, token = 8 * tile + g;
       const bool exists = token < p.m && byte < p.row_bytes;
-      copy_bytes<Weight::kBitBytes>(ring + bits_at(stage, tile), exists ? p.bits + token * p.row_bytes + byte : nullptr);
+      const uint8_t* from = p.bits + (exists ? token * p.row_bytes + byte : 0);
+      copy_bytes<Weight::kBitBytes>(ring + bits_at(stage, tile), from, exists);
     }
     commit_copies();
   };
@@ -238,10 +242,10 @@ int launch_few(const Projection& p, const float* scale, cudaStream_t stream) {
     const Shape shape{divide_up(p.n, made), FewStages<FewWeight<kStored, kSplit>, Tile>::kSharedBytes, 32 * Tile::kWarps};
     return launch(project_few<kStored, kSplit, Tile>, shape, stream, p, scale);
   };
-  if (p.m <= 8) return run(FewTile<1>());
-  if (p.m <= 16) return run(FewTile<2>());
-  if (p.m <= 32) return run(FewTile<4>());
-  return run(FewTile<8>());
+  if (p.m <= 8) return run(FewTile<1, kSplit>());
+  if (p.m <= 16) return run(FewTile<2, kSplit>());
+  if (p.m <= 32) return run(FewTile<4, kSplit>());
+  return run(FewTile<8, kSplit>());
 }
 
 }  // namespace btr::cuda

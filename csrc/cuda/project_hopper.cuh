@@ -39,7 +39,7 @@ struct Ring {
   int stage = 0, parity = 0;
 
   __device__ __forceinline__ uint32_t data() const { return stages + stage * S::kBytes; }
-  // Of a stage: that its bytes have come, and that all consumers have read them.
+  // Of a stage: that its bytes have come, and that all warps of the consumers have multiplied them.
   __device__ __forceinline__ uint32_t full() const { return stages + S::kCount * S::kBytes + 8 * stage; }
   __device__ __forceinline__ uint32_t empty() const { return full() + 8 * S::kCount; }
   __device__ __forceinline__ void next() {
@@ -107,7 +107,7 @@ __device__ __forceinline__ void consume(const Projection& p, Ring<Tile> ring, ch
         const uint64_t weight = operand_at(ring.data());
         multiply_half<kType, Tile>(sums, early, weight, read != 0);
         wait_multiplications<1>();  // all of the step before
-        if (read != 0 && threadIdx.x % 128 == 0) arrive(read);
+        if (read != 0 && lane == 0) arrive(read);
         signs.expand(1, lane, late);
         multiply_half<kType, Tile>(sums, late, advanced(weight, 64), true);
         wait_multiplications<1>();  // this step's first half
@@ -118,7 +118,7 @@ __device__ __forceinline__ void consume(const Projection& p, Ring<Tile> ring, ch
       }
     }
     wait_multiplications<0>();
-    if (threadIdx.x % 128 == 0) arrive(read);
+    if (lane == 0) arrive(read);
     finish(p, reinterpret_cast<Sum<kType>*>(staged + warp * Stages<Tile>::kStagedBytes), sums, rows, place.column, lane);
   }
 }
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(Stages<Tile>::kThreads, Tile::kResident)
     Ring<Tile> each = ring;
     for (int i = 0; i < Stages<Tile>::kCount; ++i, each.next()) {
       initialise_barrier(each.full(), 1);
-      initialise_barrier(each.empty(), Tile::kConsumers);
+      initialise_barrier(each.empty(), 4 * Tile::kConsumers);
     }
     publish_barriers();
   }

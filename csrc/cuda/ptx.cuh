@@ -22,11 +22,11 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32
   return __byte_perm(a, b, selector);
 }
 
-// ---- Copies of a thread (Ampere) to shared memory: kBytes, at a multiple of as many, or zeros if `from` is null. ----
+// ---- Copies of a thread (Ampere) to shared memory: kBytes, at a multiple of as many, or as many zeros. ----
 
 template <int kBytes>
-__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from) {
-  const int read = from ? kBytes : 0;
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, bool exists) {
+  const int read = exists ? kBytes : 0;
   if constexpr (kBytes == 16) {  // past L1
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read) : "memory");
   } else {

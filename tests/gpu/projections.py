@@ -53,13 +53,14 @@ def _ampere(down: int, across: int, columns: int, blocks: int) -> tuple[str, Ker
     return f"WarpTileILi{down}ELi{across}ELi{columns}E", Kernel(shared, blocks * warps, 32 * warps)
 
 
-def _few(vectors: int, bit_bytes: int) -> dict[str, Kernel]:
+def _few(vectors: int, bit_bytes: int, splits: tuple[bool, ...]) -> dict[str, Kernel]:
     kernels = {}
     for tiles in (1, 2, 4, 8):
-        sets, warps, blocks = (1, 8, 2) if tiles <= 2 else (2, 4, 2)
-        ring = 4 * 32 * warps * (2 * sets * vectors * 16 + tiles * bit_bytes)
-        sums = warps * 8 * tiles * (16 * sets + 1) * 4
-        kernels[f"FewTileILi{tiles}E"] = Kernel(max(ring, sums), blocks * warps, 32 * warps)
+        for split in splits:
+            sets, warps = (1 if tiles <= 2 or split else 2), (8 if tiles <= 2 else 4)
+            ring = 4 * 32 * warps * (2 * sets * vectors * 16 + tiles * bit_bytes)
+            sums = warps * 8 * tiles * (16 * sets + 1) * 4
+            kernels[f"FewTileILi{tiles}ELb{int(split)}E"] = Kernel(max(ring, sums), 2 * warps, 32 * warps)
     return kernels
 
 
@@ -75,8 +76,9 @@ def _on_ampere(instruction: str) -> Source:
     return Source("project_ampere", (instruction, *_ON_AMPERE), ("sm_80",), _AMPERE_TILES)
 
 
-def _of_few(instruction: str, architectures: tuple[str, ...], vectors: int, bit_bytes: int) -> Source:
-    return Source("project_few", (instruction, ASYNC_128), architectures, _few(vectors, bit_bytes))
+def _of_few(instruction: str, architectures: tuple[str, ...], vectors: int, bit_bytes: int, *splits: bool) -> Source:
+    """`splits`: whether it is multiplied as terms, or may be either way."""
+    return Source("project_few", (instruction, ASYNC_128), architectures, _few(vectors, bit_bytes, splits))
 
 
 _BFLOAT16, _HALF = r"^HMMA\.16816\.F32\.BF16 ", r"^HMMA\.16816\.F32 "
@@ -88,10 +90,10 @@ SOURCES = {
     "project_ampere_bf16": _on_ampere(_BFLOAT16),
     "project_ampere_f16": _on_ampere(_HALF),
     "project_ampere_i8": _on_ampere(INT_TILES["80"]),
-    "project_few_f32": _of_few(_BFLOAT16, ("sm_80",), 2, 4),
-    "project_few_bf16": _of_few(_BFLOAT16, ("sm_80", "sm_90a"), 1, 4),
-    "project_few_f16": _of_few(r"^HMMA\.16816\.F32", ("sm_90a",), 1, 4),
-    "project_few_i8": _of_few(INT_TILES["80"], ("sm_80", "sm_90a"), 1, 8),
-    "project_few_e4m3": _of_few(_HALF, ("sm_90a",), 1, 8),
+    "project_few_f32": _of_few(_BFLOAT16, ("sm_80",), 2, 4, True),
+    "project_few_bf16": _of_few(_BFLOAT16, ("sm_80", "sm_90a"), 1, 4, False, True),
+    "project_few_f16": _of_few(r"^HMMA\.16816\.F32", ("sm_90a",), 1, 4, False, True),
+    "project_few_i8": _of_few(INT_TILES["80"], ("sm_80", "sm_90a"), 1, 8, False),
+    "project_few_e4m3": _of_few(_HALF, ("sm_90a",), 1, 8, False),
     "weight_terms": Source("split_rows", (STORES_128,), ("sm_80",), {"rows": Kernel(0, 32, 256)}),
 }

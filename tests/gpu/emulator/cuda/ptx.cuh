@@ -98,8 +98,8 @@ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 }
 
 template <int kBytes>
-void copy_bytes(uint32_t to, const void* from) {
-  emulator::copies().open.push_back({to, from, kBytes});
+void copy_bytes(uint32_t to, const void* from, bool exists) {
+  emulator::copies().open.push_back({to, exists ? from : nullptr, kBytes});
 }
 inline void commit_copies() {
   auto& copies = emulator::copies();
