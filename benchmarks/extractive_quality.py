@@ -20,7 +20,6 @@ import itertools
 import json
 import shutil
 import statistics
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,6 @@ class Runs:
             if json.loads((out / RESULT).read_text())["settings"] == json.loads(json.dumps(settings.to_dict())):
                 return
             raise ValueError(f"{out}: is of other settings; remove it to run it again")
-        start, cpu = time.perf_counter(), time.process_time()
         if row.form == "atlas":
             reader, teacher, watched = load_extractive_reader(self.model), None, self.dev
         else:
@@ -146,7 +144,6 @@ class Runs:
         trainer = ExtractiveTrainer(reader, row.form, settings, out, teacher)
         best = trainer.train(self.train, watched)
         result = {"row": row.name, "cut_layer": cut_layer, "seed": seed, "settings": settings.to_dict(), "best": best}
-        result |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
         result |= self._evaluated(out / BEST, row.form, settings, out / "store")
         write_durably(out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
         print(f"{out.name}: {result['scores']}", flush=True)
