@@ -4,8 +4,8 @@
 // query, out: (batch, tokens, heads, head_size); keys, values: (batch, keys, heads, head_size); all of one float type and
 // contiguous. Sums are float32. A token all of whose keys have a bias of -infinity gets 0.
 //
-// Limit: the bandwidth at which keys and values arrive. Every piece of work is some heads of one token, which reads each
-// row's part of these heads in one stretch.
+// Limit: the bandwidth at which keys and values arrive. Every piece of work is all heads of one token over some of the
+// keys, which are one stretch of memory; pieces by heads would share rows, and each would fetch ahead into the others'.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,21 @@ struct AttentionArgs {
   int64_t batch, tokens, count, heads, head_size;      // count: keys
 };
 
+// How many parts the keys of a token are split into: by their number alone, so that threads do not change results.
+inline int64_t attention_parts(const AttentionArgs& args) {
+  constexpr int64_t kKeys = 256;
+  return args.count <= kKeys ? 1 : (args.count + kKeys - 1) / kKeys;
+}
+
+// Floats of the result of a piece: of each head the largest logit, the sum of weights, and the weighted values.
+inline int64_t attention_room(const AttentionArgs& args) { return args.heads * (2 + args.head_size); }
+
 struct AttentionKernels {
-  // Pieces [begin, end) of batch * tokens * parts: piece i is part i % parts of the heads of token i / parts.
-  void (*run)(const AttentionArgs& args, int64_t parts, int64_t begin, int64_t end);
+  // Pieces [begin, end) of batch * tokens * parts: piece i is part i % parts of the keys of token i / parts. Piece i
+  // writes attention_room floats at partial + i * attention_room.
+  void (*run)(const AttentionArgs& args, int64_t parts, int64_t begin, int64_t end, float* partial);
+  // From those of all parts the result of tokens [begin, end).
+  void (*combine)(const AttentionArgs& args, int64_t parts, int64_t begin, int64_t end, const float* partial);
 };
 
 BTR_EXPORT const AttentionKernels& attention_kernels();

@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const AttentionKernels attention_avx2{avx2::run_attention};
+extern const AttentionKernels attention_avx2{avx2::run_attention, avx2::combine_attention};
 
 }  // namespace btr

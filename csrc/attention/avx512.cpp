@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const AttentionKernels attention_avx512{avx512::run_attention};
+extern const AttentionKernels attention_avx512{avx512::run_attention, avx512::combine_attention};
 
 }  // namespace btr

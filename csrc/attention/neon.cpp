@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const AttentionKernels attention_neon{neon::run_attention};
+extern const AttentionKernels attention_neon{neon::run_attention, neon::combine_attention};
 
 }  // namespace btr

@@ -4,6 +4,6 @@
 
 namespace btr {
 
-extern const AttentionKernels attention_portable{portable::run_attention};
+extern const AttentionKernels attention_portable{portable::run_attention, portable::combine_attention};
 
 }  // namespace btr

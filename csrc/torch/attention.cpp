@@ -2,10 +2,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "attention/attention.h"
+#include "core/scratch.h"
 #include "core/tuning.h"
 #include "torch/arguments.h"
 #include "torch/parallel.h"
@@ -37,11 +37,13 @@ void token_attention(Tensor query, Tensor keys, Tensor values, Optional bias, in
     args.bias = static_cast<const float*>(bias->const_data_ptr());
     args.bias_of_batch = bias->stride(0), args.bias_of_head = bias->stride(1), args.bias_of_token = bias->stride(2);
   }
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = std::min(args.heads, (threads + rows - 1) / rows);
+  const int64_t parts = attention_parts(args);
   const int64_t bytes = 2 * args.count * inner * size_of(args.type) / parts;
+  Scratch scratch;
+  float* partial = scratch.get<float>(rows * parts * attention_room(args));
   parallel(rows * parts, grain_of(tuning().parallel_bytes_per_thread, bytes),
-           [&](int64_t begin, int64_t end) { attention_kernels().run(args, parts, begin, end); });
+           [&](int64_t begin, int64_t end) { attention_kernels().run(args, parts, begin, end, partial); });
+  attention_kernels().combine(args, parts, 0, rows, partial);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(btr_native, m) {

@@ -157,8 +157,10 @@ void check_attention(int64_t tokens, int64_t count, int64_t heads, int64_t d, co
   args.query = query.get(), args.keys = keys.get(), args.values = values.get(), args.out = out.get();
   args.bias = bias.get(), args.bias_of_batch = tokens * count, args.bias_of_token = count;
   args.batch = batch, args.tokens = tokens, args.count = count, args.heads = heads, args.head_size = d;
-  const int64_t parts = std::min<int64_t>(heads, 2);
-  attention_kernels().run(args, parts, 0, batch * tokens * parts);
+  const int64_t parts = std::min<int64_t>(count, 2);
+  auto partial = exact<float>(batch * tokens * parts * attention_room(args));
+  attention_kernels().run(args, parts, 0, batch * tokens * parts, partial.get());
+  attention_kernels().combine(args, parts, 0, batch * tokens, partial.get());
   bool ok = true;
   for (int64_t row = 0; row < batch * tokens; ++row)
     for (int64_t h = 0; h < heads; ++h) {
