@@ -138,6 +138,20 @@ def measured(steps: Steps, task: str, work: Path, beginners: tuple[Path, Path], 
     return row
 
 
+def table(results: dict) -> str:
+    """Scores on the questions that nothing was chosen by, in Markdown."""
+    columns = ["task", "teacher", *(f"{name}, kept" for name in STUDENTS), "bytes per token", "minutes of training"]
+    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " --: |" * (len(columns) - 1)]
+    for task, row in results["tasks"].items():
+        students = list(row["students"].values())
+        scores = [f"{student['score']:.1f}%, {student['kept'] or 0:.1%}" for student in students]
+        sizes = ", ".join(f"{student['bytes_per_token']:.1f}" for student in students)
+        seconds = [row["teacher"]["training_seconds"], *(student["training_seconds"] for student in students)]
+        minutes = ", ".join(f"{each / 60:.0f}" for each in seconds)
+        lines.append("| " + " | ".join([task, f"{row['teacher']['score']:.1f}%", *scores, sizes, minutes]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="directory for readers, stores and checkpoints")
@@ -158,15 +172,13 @@ def main() -> None:
         "tasks": {},
     }
     first = beginners(steps, arguments.work, arguments.train, 2 * arguments.steps)
-    print(f"{'task':<10} {'teacher':>8} " + " ".join(f"{name:>24}" for name in STUDENTS))
     for task in arguments.tasks:
         row = measured(steps, task, arguments.work / task, first, arguments.train, arguments.steps)
         results["tasks"][task] = row
-        students = (f"{student['score']:.1f} ({student['kept'] or 0:.1%})" for student in row["students"].values())
-        print(f"{task:<10} {row['teacher']['score']:>8.1f} " + " ".join(f"{text:>24}" for text in students), flush=True)
         if arguments.json is not None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             write_durably(arguments.json, (json.dumps(results, indent=2) + "\n").encode())
+    print(table(results))
 
 
 if __name__ == "__main__":

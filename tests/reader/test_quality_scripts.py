@@ -81,6 +81,7 @@ def test_fact_lookup_runs_and_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert students["btr"]["stored_bits_per_token"] == 64
     assert 12 <= students["btr, compressed"]["stored_bits_per_token"] < 15
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith(f"| mmlu | {first['tasks']['mmlu']['teacher']['score']:.1f}% |")
     assert printed.count("btr train teacher") == 2 and printed.count("btr eval") == 3
     facts.main()
     assert json.loads((tmp_path / "r.json").read_text()) == first
@@ -94,10 +95,16 @@ def test_parameters_are_those_of_the_model(tiny_reader):
     assert estimates.parameters(SHAPES["base"]) == 247_577_856  # google/t5-v1_1-base
 
 
-def test_the_recipe_shows_what_was_measured():
-    """The table of docs/recipe.md is the one of the committed measurements."""
-    estimates = script("recipe_estimates")
-    if not estimates.RESULTS.exists():
+@pytest.mark.parametrize(
+    ("name", "results", "page"),
+    [
+        ("recipe_estimates", "recipe.json", "docs/recipe.md"),
+        ("quality_facts", "facts.json", "benchmarks/notes/facts.md"),
+    ],
+)
+def test_pages_show_what_was_measured(name, results, page):
+    results = SCRIPTS / "results" / "quality" / results
+    if not results.exists():
         pytest.skip("nothing was measured")
-    table = estimates.table(json.loads(estimates.RESULTS.read_text()))
-    assert table in (SCRIPTS.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    table = script(name).table(json.loads(results.read_text()))
+    assert table in (SCRIPTS.parent / page).read_text(encoding="utf-8")
