@@ -80,7 +80,7 @@ def test_fact_lookup_runs_and_is_not_run_again(tmp_path, monkeypatch, capsys):
     students = first["tasks"]["mmlu"]["students"]
     assert students["btr"]["stored_bits_per_token"] == 64
     # 32 bits of seven tenths of the tokens, rounded up in each passage.
-    assert 0.7 * 32 <= students["btr, compressed"]["stored_bits_per_token"] < 0.75 * 32
+    assert 0.7 * 32 <= students["btr, compressed"]["stored_bits_per_token"] < 0.8 * 32
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith(f"| mmlu | {first['tasks']['mmlu']['teacher']['score']:.1f}% |")
     assert printed.count("btr train teacher") == 3 and printed.count("btr eval") == 3
