@@ -33,7 +33,7 @@ constexpr int kTileRows = 3, kTileTokens = 4;
 // A vector that is used several times: without this the compiler reads it from memory for each use.
 BTR_INLINE Floats loaded(const float* p) {
   Floats v = load(p);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BTR_EMULATE_AVX512)
   asm("" : "+v"(v));
 #endif
   return v;
