@@ -14,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from btr_kernels import reference
 from btr_kernels.backends import measured
 from btr_kernels.bench.case import Target
 from btr_kernels.bench.gpu import __main__ as command
 from btr_kernels.bench.gpu import checks, measure, packages, report, rows
+from btr_kernels.bench.gpu.rows import merging
 from btr_kernels.bench.gpu.timing import MIN_ROUNDS, Time, alternate
 from btr_kernels.ops.define import backends
 
@@ -39,6 +41,7 @@ def small_rows() -> list[rows.Row]:
         *plain,
         *prepared,
         few,
+        rows.geglu(24, 40, 64),
         gradients,
         *streaming,
         *masked,
@@ -112,8 +115,8 @@ def test_peers_merge_as_we_do():
     row = rows.matched(4, 32, 512, 20, False)
     inputs = row.make(torch.Generator().manual_seed(2), CPU)
     _, bits, _ = row.ours(inputs)
-    signs = rows.reference.signs(bits, 512)
-    peer = rows._match_and_merge(inputs.unpacked, 20).float()
+    signs = reference.signs(bits, 512)
+    peer = merging.match_and_merge(inputs.unpacked, 20).float()
     assert float((signs == peer).float().mean()) > 0.9  # votes of two that differ, and ties
 
 
