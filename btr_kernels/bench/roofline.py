@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .measure import Result
 
 #: One colour a family, told apart with every kind of colour vision; one marker an operator of it.
-_COLOURS = dict(zip(FAMILIES, ("#4477aa", "#ee6677", "#228833", "#aa3377"), strict=True))
+_COLOURS = dict(zip(FAMILIES, ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44"), strict=True))
 _MARKERS = "osD^vP"
 _DASHES = {"read": "-", "write": "--", "copy": ":"}
 
