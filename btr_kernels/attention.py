@@ -19,7 +19,7 @@ def token_attention(
         query: (B, n, inner) float32, float16 or bfloat16; heads of `head_size` channels next to each other.
         keys: (B, S, inner) of the same dtype.
         values: (B, S, inner) of the same dtype.
-        bias: float, added to the logits; broadcasts to (B, heads, n, S); -inf hides a key.
+        bias: float (B, heads, n, S), any of these sizes also 1; added to the logits; -inf hides a key.
         head_size: channels of a head.
 
     Returns:

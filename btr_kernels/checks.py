@@ -32,6 +32,11 @@ def are_optional_tensors(**values: object) -> None:
                 is_optional_tensor(name, each)
 
 
+def is_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
 def is_int(name: str, value: object, low: int) -> None:
     # torch.SymInt is what an int becomes under torch.compile with dynamic shapes.
     # The exact type first, since asking an abstract class takes longer than a small operator.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: One colour a family, told apart with every kind of colour vision; one marker an operator of it.
 _COLOURS = dict(zip(FAMILIES, ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44"), strict=True))
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX*"
 _DASHES = {"read": "-", "write": "--", "copy": ":"}
 
 

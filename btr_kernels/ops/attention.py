@@ -27,9 +27,7 @@ def _token_attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor |
         checks.on_device("bias", bias, query.device)
         full = (batch, inner // head_size, tokens, count)
         if bias.dim() != 4 or any(size not in (1, of) for size, of in zip(bias.shape, full, strict=True)):
-            raise ValueError(
-                f"bias: expected a shape that broadcasts to (B, heads, n, S) = {full}, got {tuple(bias.shape)}"
-            )
+            raise ValueError(f"bias: expected (B, heads, n, S) = {full}, or 1 for any of them, got {tuple(bias.shape)}")
     return [Result((batch, tokens, inner), query.dtype)]
 
 

@@ -214,6 +214,7 @@ def _token_linear(
         raise ValueError(f"weight: expected {shape} with d = {x.shape[-1]} as in x, got {tuple(weight.shape)}")
     checks.channels("norm", norm, d, x.device)
     checks.is_number("eps", eps, 0.0)
+    checks.is_bool("gated", gated)
     results = [Result((*x.shape[:-1], n), x.dtype)]
     if gated:
         results = _halved("weight", results, shape)

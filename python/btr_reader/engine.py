@@ -49,7 +49,8 @@ class ReaderEngine:
     ):
         """compression: its joint and decoder shares apply here. precision: of the projections of bits. linears: of all
         other projections; `int8` quantizes weights and inputs (see `Int8Linears`), on a CPU only. beside: an engine for
-        the same model and linears, whose copies of weights (of the decoder, at base 0.5 GB) are used instead of others.
+        the same model and linears, whose copies of weights (of the decoder, at base 0.5 GB), as they were when
+        it was made, are used instead of others.
 
         Raises `ValueError` for the `btr` form of a reader that was not calibrated, for shares of another number of
         joint layers than the reader has, and for an engine of another model or other linears.
@@ -64,7 +65,7 @@ class ReaderEngine:
         self.linears = linears
         if beside is None:
             self.decoder = GreedyDecoder(reader.model, float_linear if linears == "float" else Int8Linears())
-        elif beside.reader.model is reader.model and beside.linears == linears:
+        elif isinstance(beside, ReaderEngine) and beside.reader.model is reader.model and beside.linears == linears:
             self.decoder = beside.decoder
         else:
             raise ValueError("beside must be an engine for the same model and linears")

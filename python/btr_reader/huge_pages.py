@@ -38,7 +38,7 @@ class HugePages:
         self._used = -start % _PAGE
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor of this shape, zero. Raises `ValueError` if there is no room for it."""
+        """A tensor of this shape, zero. Raises `ValueError` if it is empty or larger than the room that is left."""
         count = math.prod(shape)
         tensor = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._used).view(*shape)
         self._used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -105,6 +105,7 @@ WRONG_DTYPES = rows(
     ("linear residual list", "residual", lambda: bk.token_linear(X, W, residual=[0.0])),
     ("attention keys half", "keys", lambda: bk.token_attention(X, X.half(), X, head_size=4)),
     ("attention head size", "head_size", lambda: bk.token_attention(X, X, X, head_size=4.0)),
+    ("linear gated", "gated", lambda: bk.token_linear(X, W, gated="no")),
     ("linear eps", "eps", lambda: bk.token_linear(X, W, norm=SCALE, eps="1e-6")),
     ("prepare int", "weight", lambda: bk.prepare_weight(W.int())),
     ("hamming int64", "a", lambda: bk.hamming_distance(PACKED.long(), PACKED)),

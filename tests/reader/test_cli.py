@@ -111,6 +111,11 @@ def test_an_interrupted_answer_run_continues(reader_directory, store_directory, 
     assert "cannot resume" in capsys.readouterr().err
     assert run(*reading, "--out", cut, "--overwrite") == 0
     assert cut.read_text() == content
+    cut.write_text("")  # failed before its first result
+    assert run(*reading, "--out", cut) == 0
+    assert cut.read_text() == content
+    assert run(*reading, "--out", tmp_path / "none" / "out.jsonl") == 1
+    assert "out.jsonl: its directory does not exist" in capsys.readouterr().err
 
 
 def test_reading_options(reader_directory, store_directory, questions, tmp_path, capsys):

@@ -94,6 +94,8 @@ def answer(
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
+    if options.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {options.max_new_tokens}")
     given = {"reader": reader, "questions": questions, "store": store, "task": task}
     given |= {name: value for name, value in asdict(options).items() if name not in _HOW} | asdict(retrieval)
     done = finished_lines(out, options.resume, options.overwrite, given)

@@ -14,13 +14,17 @@ def finished_lines(out: Path, resume: bool, overwrite: bool, options: dict[str, 
     """The lines that an interrupted run left; one that it was cut off in is dropped from the file.
 
     options: what determines the lines besides the questions. They are kept beside the file, in `OUT.options.json`: a
-    run with others is not continued, which would mix their results. Raises `ValueError` naming those that differ.
+    run with others is not continued, which would mix their results. Raises `ValueError` naming those that differ, and
+    `FileNotFoundError` if the file's directory does not exist.
     """
     from ..jsonl import read_json_object, read_jsonl
 
     beside = out.with_name(out.name + ".options.json")
     options = json.loads(json.dumps(options, default=str))  # as they are read back
-    if not out.exists() or overwrite:
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: its directory does not exist")
+    # A run that failed before its first result leaves nothing to continue.
+    if not out.exists() or overwrite or out.stat().st_size == 0:
         out.unlink(missing_ok=True)
         write_durably(beside, (json.dumps(options, indent=2) + "\n").encode())
         return []
