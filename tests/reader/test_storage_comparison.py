@@ -118,7 +118,7 @@ def test_command(reader_directory, corpus, tmp_path, capsys):
     assert "original token ids dropped" in shown
     assert plot.read_text().lstrip().startswith("<?xml")
     for wrong, message in [
-        (("--max-passages", "0"), "max_passages must be at least 1"),
+        (("--max-passages", "0"), "--max-passages must be at least 1"),
         (("--plot", "c.txt"), "plot must end in"),
         (("--json", str(tmp_path / "nowhere" / "c.json")), "its directory does not exist"),
         (("--sample", "0"), "must not be empty"),
