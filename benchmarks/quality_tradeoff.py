@@ -91,7 +91,7 @@ def points(task: Task, name: str, directory: Path, known: Sequence[str], progres
                 bits = 0 if share == 1 else round(share * reader.channels)
                 opened[keep, share] = task.store(reader, Path(work) / f"{keep}-{share}", keep, statistics, bits)
             store = opened[keep, share]
-            engine = ReaderEngine(reader, "btr", PRESETS[preset])
+            engine = ReaderEngine(reader, "btr", PRESETS[preset], beside=atlas.engine)
             results = Answerer(engine, store, task.new_tokens).answer(questions)
             scores = evaluate_results([(f"question {i}", result) for i, result in enumerate(results)], task.name)
             report = store_report(store.directory)["bytes_per_token"]

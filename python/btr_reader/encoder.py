@@ -8,7 +8,7 @@ floats is DeFormer to the bit, because there is no second code path.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -47,6 +47,10 @@ class LayerTrace:
     width: int
     slots: Tensor
     attention: Callable[[], Tensor]
+
+    def of_original_tokens(self, slots: Tensor) -> LayerTrace:
+        """This trace of merged tokens told for those that they were merged from. slots: as `slots`, of the merge."""
+        return replace(self, slots=followed(slots, self.slots))
 
 
 class FusionEncoder:
@@ -126,7 +130,7 @@ class FusionEncoder:
                     states, sizes, positions, slot = merge(states, sizes, positions)
                     bias = attention_bias(by_distance, sizes, positions)
                     if traced:
-                        slots = torch.where(slots < 0, -1, slot.long().gather(1, slots.clamp(min=0)))
+                        slots = followed(slots, slot.long())
                 states = self._feed_forward(index, self.floats(states))
                 if traced:
                     trace.append(LayerTrace(states, width, slots, attention))
@@ -205,6 +209,12 @@ def beside(query: Tensor, passages: Tensor) -> Tensor:
     queries, count = passages.shape[:2]
     repeated = query[:, None].expand(queries, count, *query.shape[1:])
     return torch.cat([repeated, passages], dim=2).flatten(0, 1)
+
+
+def followed(slots: Tensor, moved: Tensor) -> Tensor:
+    """Where tokens are whose columns have moved. slots: their columns, int64 `(N, T)`, -1 for padding, which it stays;
+    moved: the new column of each, int64 `(N, n)`."""
+    return torch.where(slots < 0, -1, moved.gather(1, slots.clamp(min=0)))
 
 
 def columns(sizes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from btr_kernels import token_linear
+from btr_kernels.reference import geglu
 
 from .attention import rms_norm
 from .devices import runs_token_kernels
@@ -81,8 +82,7 @@ class BlockLinears:
             return token_linear(x, linear.weight, norm=weight, eps=eps, residual=residual, gated=gated)
         y = self.apply(linear, x if norm is None else rms_norm(x, norm))
         if gated:
-            gate, linear_part = y.chunk(2, dim=-1)
-            y = F.gelu(gate, approximate="tanh") * linear_part
+            y = geglu(y)
         return y if residual is None else residual + y
 
 

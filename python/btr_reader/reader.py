@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
+from .digests import add_tensors
 from .encoder import FusionEncoder
 from .model import CONFIG_FILE, WEIGHTS_FILE, load_config, load_tensors, model_from_state, random_model, save_model
 from .settings import ReaderSettings, default_cut_layer
@@ -96,10 +97,7 @@ class Reader:
         """
         digest = hashlib.sha256(json.dumps(self.settings.to_dict(), sort_keys=True).encode())
         digest.update(self.tokenizer.fingerprint().encode())
-        for name, tensor in self.offline_parameters():
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.view(torch.uint8).numpy().data)
+        add_tensors(digest, self.offline_parameters())
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:

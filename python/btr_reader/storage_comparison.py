@@ -171,7 +171,8 @@ class _Comparison:
         chosen = set(self._sample)
         sampled = [passage for passage in passages if passage.id in chosen]
         self._on_bits = list(self._final_states(self._plain))
-        self._on_floats = list(_final_states_of_floats(encoder, sampled, self._question))
+        on_floats = ReaderEngine(reader, "deformer", beside=self._engine)
+        self._on_floats = list(_final_states_of_floats(on_floats, encoder, sampled, self._question))
 
     def settings(self) -> dict[str, Any]:
         manifest = self._plain.manifest
@@ -222,9 +223,8 @@ class _Comparison:
 
 
 def _final_states_of_floats(
-    encoder: PassageEncoder, passages: Sequence[Passage], question: QueryBatch
+    engine: ReaderEngine, encoder: PassageEncoder, passages: Sequence[Passage], question: QueryBatch
 ) -> Iterator[Tensor]:
-    engine = ReaderEngine(encoder.reader, "deformer")
     for batch in chunks(passages, _BATCH):
         with torch.inference_mode():
             _, states, sizes = encoder.states(batch)

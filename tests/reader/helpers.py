@@ -1,22 +1,54 @@
-"""The small reader shape of the tests, and checkpoints of Atlas' original layout."""
+"""Small reader shapes and runs of the tests, and checkpoints of Atlas' original layout."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from btr_reader.cli import main
 from btr_reader.jsonl import read_jsonl
 from btr_reader.reader import Reader
 from btr_reader.settings import Shape
+from btr_reader.training.run import TrainingRun
+from btr_reader.training.settings import Objectives, TrainingSettings
 
 # Neither the channels nor the heads' total width is a multiple of 8: pad bits take part.
 SMALL = Shape(d_model=44, d_ff=72, heads=3, head_size=12, layers=4, cut_layer=2, vocabulary=1100)
 # That of training tests, whose tokenizer knows the words of the generated task only.
 TINY = Shape(d_model=24, d_ff=48, heads=2, head_size=12, layers=3, cut_layer=2, vocabulary=400)
+
+
+# A run of a few steps of the reader of that shape on the generated task, with no objective but the answers.
+ANSWERS_ONLY = TrainingSettings(
+    steps=6,
+    batch_size=2,
+    passages=2,
+    passage_length=20,
+    target_length=5,
+    learning_rate=1e-3,
+    evaluate_every=3,
+    checkpoint_every=2,
+    objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
+)
+
+
+def killed_at(number: int, trainer: TrainingRun, examples: Sequence[Any], dev: Sequence[Any]) -> None:
+    """Trains until an interruption in front of the step of that number, counted from 0."""
+    step = trainer._step
+
+    def stop(batches: Any, current: int, window: Any) -> None:
+        if current == number:
+            raise KeyboardInterrupt
+        step(batches, current, window)
+
+    trainer._step = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(examples, dev)
 
 
 def run(*arguments: object) -> int:

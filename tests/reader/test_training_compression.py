@@ -24,6 +24,8 @@ from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives, TrainingSettings
 
+from .helpers import killed_at
+
 LENGTH = 20
 SETTINGS = TrainingSettings(
     steps=4,
@@ -85,7 +87,7 @@ def test_what_training_sees_is_what_the_store_restores(
         torch.testing.assert_close(student(Batch(queries, ids, targets)).logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_killed_run_goes_on_with_the_masks_it_had(tiny_reader, task, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_the_masks_it_had(tiny_reader, task, tmp_path):
     """They were measured before the checkpoint, at an evaluation, on weights that no longer are."""
     settings = replace(SETTINGS, masked_bits=9, steps=5)
 
@@ -95,17 +97,7 @@ def test_a_killed_run_goes_on_with_the_masks_it_had(tiny_reader, task, tmp_path,
 
     whole = trainer("whole")
     best = whole.train(task, task[:2])
-    killed = trainer("killed")
-    step = killed._step
-
-    def stop_at_three(batches, number, window):
-        if number == 3:
-            raise KeyboardInterrupt
-        step(batches, number, window)
-
-    monkeypatch.setattr(killed, "_step", stop_at_three)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train(task, task[:2])
+    killed_at(3, trainer("killed"), task, task[:2])
     going_on = trainer("killed", seed=9)
     assert going_on.train(task, task[:2]) == best
     for name, tensor in whole.student.state_dict().items():

@@ -20,21 +20,12 @@ from btr_reader.training.facts import fact_questions, fact_texts
 from btr_reader.training.forward import TrainableReader
 from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST, METRICS
-from btr_reader.training.settings import Objectives, TrainingSettings
+from btr_reader.training.settings import Objectives
 
-from .helpers import TINY, run
+from .helpers import ANSWERS_ONLY, TINY, killed_at, run
 
-SETTINGS = TrainingSettings(
-    steps=6,
-    batch_size=2,
-    passages=2,
-    passage_length=20,
-    target_length=5,
-    learning_rate=1e-3,
-    evaluate_every=3,
-    checkpoint_every=2,
-)
-PLAIN = replace(SETTINGS, objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0))
+PLAIN = ANSWERS_ONLY
+SETTINGS = replace(PLAIN, objectives=Objectives())
 
 
 @pytest.fixture
@@ -70,20 +61,10 @@ def test_one_of_several_answers_is_taken_by_chance(examples, facts_tokenizer):
     assert taken == {"amber", "basil"}
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tiny_reader, examples, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_reader, examples, tmp_path):
     whole = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "whole", progress=False)
     best = whole.train(examples, examples[:3])
-    killed = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False)
-    step = killed._step
-
-    def stop_at_five(batches, number, window):
-        if number == 5:
-            raise KeyboardInterrupt
-        step(batches, number, window)
-
-    monkeypatch.setattr(killed, "_step", stop_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train(examples, examples[:3])
+    killed_at(5, Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False), examples, examples[:3])
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000004"]
     # From other weights: all of them come from the checkpoint.
     going_on = Trainer(tiny_reader(seed=9), "atlas", PLAIN, tmp_path / "killed", progress=False)

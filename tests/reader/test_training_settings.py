@@ -19,21 +19,11 @@ from btr_reader.training.examples import Batches, read_examples
 from btr_reader.training.facts import fact_questions
 from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST, METRICS
-from btr_reader.training.settings import Objectives, Surrogate, TrainingSettings
+from btr_reader.training.settings import Objectives, Surrogate
 
-from .helpers import run
+from .helpers import ANSWERS_ONLY, run
 
-PLAIN = TrainingSettings(
-    steps=4,
-    batch_size=2,
-    passages=2,
-    passage_length=20,
-    target_length=5,
-    learning_rate=1e-3,
-    evaluate_every=4,
-    checkpoint_every=100,
-    objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
-)
+PLAIN = replace(ANSWERS_ONLY, steps=4, evaluate_every=4, checkpoint_every=100)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def encode(
     from ..devices import parse_device
     from ..encoding import PassageEncoder, encode_corpus
     from ..reader import load_reader
-    from ..store import MANIFEST_FILE, store_report
+    from ..store import MANIFEST_FILE
     from .calibrate import calibrate_scale, token_statistics
 
     if same_id_first and keep == 1:
@@ -86,8 +86,15 @@ def encode(
         tables=tables,
         memory_bytes=int(memory_gib * 2**30),
     )
+    print(outcome(out, added))
+
+
+def outcome(out: Path, added: int) -> str:
+    """What there is in a store to which so many passages were added."""
+    from ..store import store_report
+
     report = store_report(out)
-    print(
+    return (
         f"{out}: {added} passages added, {report['passages']} in all, {report['bytes']['total']} bytes, "
         f"{report['bytes_per_token']['total']:.1f} bytes per token"
     )

@@ -7,6 +7,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from .encode import outcome
+
 
 def encode(
     passages: Positional[Path],
@@ -37,7 +39,6 @@ def encode(
     from ..extractive.calibration import tables_of
     from ..extractive.reader import load_extractive_reader
     from ..extractive.stored import span_encoder
-    from ..store import store_report
 
     loaded = load_extractive_reader(reader)
     binary = kind == "binary"
@@ -48,11 +49,7 @@ def encode(
         encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size,
         tables=tables_of(loaded.code) if binary else None,
     )  # fmt: skip
-    report = store_report(out)
-    print(
-        f"{out}: {added} passages added, {report['passages']} in all, {report['bytes']['total']} bytes, "
-        f"{report['bytes_per_token']['total']:.1f} bytes per token"
-    )
+    print(outcome(out, added))
 
 
 def answer(

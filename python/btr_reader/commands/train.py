@@ -79,7 +79,7 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     from ..reader import load_reader
     from ..training.examples import read_examples
     from ..training.loop import Trainer
-    from ..training.run import BEST, shown
+    from ..training.run import outcome
 
     reader = load_reader(files.reader)
     examples, dev = (
@@ -96,5 +96,4 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     taught_by = None if teacher is None else load_reader(teacher)
     trainer = Trainer(reader, form, settings, files.out, taught_by, task=files.task)
     best = trainer.train(examples, dev)
-    scores = {name: score for name, score in best.items() if name != "step"}
-    print(f"{files.out / BEST}: step {best['step']}, {shown(scores)} on {len(dev)} questions")
+    print(outcome(files.out, best, len(dev)))

@@ -54,7 +54,7 @@ def extractive(
     from ..extractive.reader import load_extractive_reader
     from ..settings import ReaderSettings
     from ..training.extractive import ExtractiveTrainer, SpanTeacher, student_of
-    from ..training.run import BEST
+    from ..training.run import outcome
 
     cut = None if files.cut_layer is None else ReaderSettings(files.cut_layer, files.cut_point)
     reader = load_extractive_reader(files.model, cut, files.query_length)
@@ -67,7 +67,4 @@ def extractive(
     run_form = "atlas" if form == "teacher" else form
     reader = student_of(reader, run_form, train, settings)
     best = ExtractiveTrainer(reader, run_form, settings, files.out, teacher).train(train, dev)
-    print(
-        f"{files.out / BEST}: step {best['step']}, exact match {best['exact_match']:.1f}, F1 {best['f1']:.1f} on "
-        f"{len(dev)} questions"
-    )
+    print(outcome(files.out, best, len(dev)))

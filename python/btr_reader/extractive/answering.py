@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..answering import check_store
 from ..metrics import best_f1, exact_match
 from ..store import Store
 from .examples import SpanBatches, SpanExample
@@ -21,8 +22,10 @@ def answer_spans(
     """Each of the questions with the text of its best span, questions of similar length one after the other.
 
     longest: tokens that an answer can have. store: where the passages' states come from; without one the whole form
-    runs on the passages' tokens, as in training.
+    runs on the passages' tokens, as in training. Raises `ValueError` for a store of another reader.
     """
+    if store is not None:
+        check_store(store, model.reader)
     model.eval()
     device = next(model.parameters()).device
     for chunk in batches.all():

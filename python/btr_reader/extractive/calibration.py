@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -17,7 +18,7 @@ from ..store import TokenTables
 from ..token_statistics import PRIOR_TOKENS, TokenStatistics
 from .code import SignCode
 from .encoder import BertFusionEncoder
-from .reader import ExtractiveReader, with_code
+from .reader import ExtractiveReader
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def calibrated(
         raise ValueError(f"masked_bits must be in 0..{reader.channels}, got {masked_bits}")
     if centroids and not calibrate:
         raise ValueError("centroids: a state that is restored through them is a calibrated one")
-    plain = with_code(reader, None)
+    plain = replace(reader, code=None)
     norm = BertFusionEncoder(reader.model, reader.query_length).cut_norm(reader.settings)
     moments = _Moments(reader.tokenizer.vocabulary_size, reader.channels) if masked_bits or centroids else None
     observe = None if moments is None else moments.add
@@ -63,7 +64,7 @@ def calibrated(
     if masked_bits and not centroids:
         tables = moments.signs.tables(masked_bits)
         code.mask, code.majority = torch.from_numpy(tables.mask), torch.from_numpy(tables.majority)
-    return with_code(reader, code.to(reader.device))
+    return replace(reader, code=code.to(reader.device))
 
 
 def tables_of(code: SignCode) -> TokenTables | None:

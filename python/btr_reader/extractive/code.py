@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 import btr_kernels
 
+from ..training.signs import mask_signs
+
 
 class SignCode(nn.Module):
     """Restores states from their signs: scale * (±1) + bias, and more where the vocabulary id says more.
@@ -47,10 +49,7 @@ class SignCode(nn.Module):
 
     def as_read(self, signs: Tensor, ids: Tensor) -> Tensor:
         """The signs `(..., d)` that a store gives back; a masked one has no gradient."""
-        if self.mask is None:
-            return signs
-        stored = btr_kernels.unpack_bits(self.mask[ids], self.channels, dtype=signs.dtype) > 0
-        return torch.where(stored, signs, btr_kernels.unpack_bits(self.majority[ids], self.channels, dtype=signs.dtype))
+        return signs if self.mask is None else mask_signs(signs, ids, self.mask, self.majority)
 
     def restore(self, signs: Tensor, ids: Tensor) -> Tensor:
         """States `(..., d)` with weight and bias of their norm, from signs as read."""

@@ -19,7 +19,7 @@ from transformers import BertModel
 from ..attention import size_bias
 from ..batches import QueryBatch
 from ..compression import merge_passages
-from ..encoder import LayerTrace, beside, columns
+from ..encoder import LayerTrace, beside, columns, followed
 from ..linears import float_product
 from ..settings import ReaderSettings
 from ..shares import Compression
@@ -123,7 +123,7 @@ class BertFusionEncoder:
                 places = torch.arange(before.shape[1], dtype=torch.int32, device=before.device)
                 places = places.expand(before.shape[:2])
                 merged, left, _, slot = merge_passages(before, joint_sizes[:, width:], places, keep, features)
-                moved = _gather(slot.long(), slots)
+                moved = followed(slots, slot.long())
                 lost = _rows(before, slots) - _rows(merged, moved)
                 told_apart = lost if told_apart is None else told_apart + lost
                 states = torch.cat([states[:, :width], merged], dim=1)
@@ -207,10 +207,6 @@ def _of_query(query: Tensor, key: Tensor, query_sizes: Tensor, bias: Tensor) -> 
 def _key_features(key: Tensor) -> Tensor:
     """What tokens are compared by besides their signs: the mean of the heads' keys (ToMe), `(N, n, head_size)`."""
     return key.float().mean(1)
-
-
-def _gather(slot: Tensor, slots: Tensor) -> Tensor:
-    return torch.where(slots < 0, -1, slot.gather(1, slots.clamp(min=0)))
 
 
 def _rows(states: Tensor, slots: Tensor) -> Tensor:

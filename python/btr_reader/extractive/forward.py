@@ -133,11 +133,6 @@ class ExtractiveModel(nn.Module):
         traces = joint.traces
         if slots is not None:
             logits = logits.gather(1, slots.clamp(min=0)[..., None].expand(-1, -1, 2))
-            traces = [_of_original_tokens(entry, slots) for entry in traces]
+            traces = [trace.of_original_tokens(slots) for trace in traces]
         logits = logits.unflatten(0, allowed.shape[:2]).masked_fill(~allowed[..., None], BLOCKED)
         return SpanOutput(logits[..., 0], logits[..., 1], traces)
-
-
-def _of_original_tokens(trace: LayerTrace, slots: Tensor) -> LayerTrace:
-    """A trace of merged tokens, told for the tokens that they were merged from."""
-    return replace(trace, slots=torch.where(slots < 0, -1, trace.slots.gather(1, slots.clamp(min=0))))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from ..digests import add_tensors
 from ..jsonl import read_json_object
 from ..model import CONFIG_FILE, WEIGHTS_FILE, load_tensors
 from ..settings import ReaderSettings, default_cut_layer
@@ -99,10 +100,7 @@ class ExtractiveReader:
             named += [(f"{number}.{name}", tensor) for name, tensor in layer.named_parameters()]
         if self.code is not None:
             named += list(self.code.named_buffers())
-        for name, tensor in named:
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.view(torch.uint8).numpy().data)
+        add_tensors(digest, named)
         return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
@@ -198,7 +196,3 @@ def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTok
         given = {name.removeprefix("code."): tensor for name, tensor in tensors.items() if name.startswith("code.")}
         code = SignCode(calibrated=calibrated, **given)
     return ExtractiveReader(model, head, tokenizer, settings, query_length, code)
-
-
-def with_code(reader: ExtractiveReader, code: SignCode | None) -> ExtractiveReader:
-    return replace(reader, code=code)

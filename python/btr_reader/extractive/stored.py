@@ -34,11 +34,9 @@ def spans_from_store(
 ) -> SpanOutput:
     """The logits of a batch of these examples with their passages' states from a store.
 
-    Raises `ValueError` for a store that was not made by this reader as it is now, or of other texts or lengths;
-    `KeyError` for a passage that is not in it.
+    The store has to be of this reader as it is now (`check_store`). Raises `ValueError` for one of other texts or
+    lengths, `KeyError` for a passage that is not in it.
     """
-    if store.settings.reader != model.reader.fingerprint():
-        raise ValueError(f"{store.directory}: the store was made by another reader")
     count = batch.passages.sizes.shape[1]
     names = [[passage.id for passage in example.passages[:count]] for example in examples]
     ids = batch.passages.content

@@ -16,7 +16,7 @@ from ..extractive.answering import span_scores
 from ..extractive.calibration import calibrated
 from ..extractive.examples import SpanBatch, SpanBatches, SpanExample
 from ..extractive.forward import ExtractiveModel, SpanOutput
-from ..extractive.reader import ExtractiveReader, with_code
+from ..extractive.reader import ExtractiveReader
 from ..extractive.spans import BLOCKED, span_divergence, span_loss
 from .extractive_settings import ExtractiveSettings
 from .losses import distillation_loss, recovery_loss, top_tokens
@@ -31,7 +31,7 @@ def student_of(
 ) -> ExtractiveReader:
     """The reader to train in this form: for BTR with a code of these settings, measured on the examples' passages."""
     if form != "btr":
-        return with_code(reader, None)
+        return replace(reader, code=None)
     passages = {passage.id: passage for example in examples for passage in example.passages}
     count = STATISTICS_PASSAGES if settings.masked_bits or settings.centroids else CALIBRATION_PASSAGES
     return calibrated(
@@ -170,7 +170,7 @@ class ExtractiveTrainer(TrainingRun):
         return losses
 
     def _scores(self, dev: Sequence[SpanExample]) -> dict[str, float]:
-        with self.accelerator.autocast():
+        with self._rounding():
             return span_scores(self.student, self._batches(dev), self.settings.answer_length)
 
     def _save(self, directory: Path) -> None:

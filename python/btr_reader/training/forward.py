@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -103,22 +102,12 @@ class TrainableReader(nn.Module):
         traces: list[LayerTrace] = []
         memory, slots, extra = self._encode(batch.query, batch.passages, progress, traces)
         if slots is not None:
-            traces = [_of_original_tokens(trace, slots) for trace in traces]
+            traces = [trace.of_original_tokens(slots) for trace in traces]
         return Output(target_logits(self.model, memory, batch.targets), traces, **extra)
 
     @torch.no_grad()
-    def generate(self, query: QueryBatch, passages: PassageBatch, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers as the reader that is trained would give them (see `ReaderEngine.generate`)."""
-        decoder = GreedyDecoder(self.model)
-        return decoder.generate(self._cross_memory(decoder, query, passages), max_new_tokens).tolist()
-
-    @torch.no_grad()
-    def choice_logits(self, query: QueryBatch, passages: PassageBatch, sentinel: int, choices: Sequence[int]) -> Tensor:
-        """Logits `(B, len(choices))` of the choice tokens after the sentinel (see `ReaderEngine.choice_logits`)."""
-        decoder = GreedyDecoder(self.model)
-        return decoder.logits_after(self._cross_memory(decoder, query, passages), [sentinel])[:, list(choices)]
-
-    def _cross_memory(self, decoder: GreedyDecoder, query: QueryBatch, passages: PassageBatch) -> CrossMemory:
+    def cross_memory(self, decoder: GreedyDecoder, query: QueryBatch, passages: PassageBatch) -> CrossMemory:
+        """What a decoder of this model answers from, as the reader that is trained would read."""
         memory, _, _ = self._encode(query, passages, 1.0, None)
         return decoder.project(memory)
 
@@ -179,11 +168,6 @@ class TrainableReader(nn.Module):
         if self.mask is not None:
             signs = mask_signs(signs, ids, self.mask, self.majority)
         return SignStates(signs, self.residual_scale, self.settings.cut_point)
-
-
-def _of_original_tokens(trace: LayerTrace, slots: Tensor) -> LayerTrace:
-    """A trace of merged tokens, told for the tokens that they were merged from."""
-    return replace(trace, slots=torch.where(slots < 0, -1, trace.slots.gather(1, slots.clamp(min=0))))
 
 
 def target_logits(model: T5ForConditionalGeneration, memory: Memory, targets: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..answering import choice
+from ..decoder import GreedyDecoder
 from ..engine import Form
 from ..evaluation import evaluate_results
 from ..passages import Passage
@@ -147,31 +148,33 @@ def evaluate(
     best of the choices."""
     student.eval()
     device = next(student.parameters()).device
-    batches = Batches(examples, tokenizer, settings)
+    batches, decoder = Batches(examples, tokenizer, settings), GreedyDecoder(student.model)
     results = []
     for start in range(0, len(examples), settings.batch_size):
         chunk = examples[start : start + settings.batch_size]
         batch = batches.batch(chunk).to(device)
-        for reply, example in zip(_replies(student, chunk, batch, tokenizer, settings), chunk, strict=True):
+        for reply, example in zip(_replies(student, decoder, chunk, batch, tokenizer, settings), chunk, strict=True):
             where = f"dev question {len(results)}"
             results.append((where, {"answers": example.answers, "metadata": example.metadata, **reply}))
     return {name: score for name, score in evaluate_results(results, task).items() if name != "questions"}
 
 
+@torch.no_grad()
 def _replies(
     student: TrainableReader,
+    decoder: GreedyDecoder,
     examples: Sequence[Example],
     batch: Batch,
     tokenizer: ReaderTokenizer,
     settings: TrainingSettings,
 ) -> list[dict[str, Any]]:
     """The fields of Atlas' results that the student gives."""
-    letters = examples[0].choices
+    letters, cross = examples[0].choices, student.cross_memory(decoder, batch.query, batch.passages)
     if not letters:
-        generated = student.generate(batch.query, batch.passages, settings.target_length)
+        generated = decoder.generate(cross, settings.target_length).tolist()
         return [{"generation": tokenizer.decode(ids)} for ids in generated]
     if any(example.choices != letters for example in examples):
         raise ValueError("dev: all questions must have the same choices")
     ids = [tokenizer.letter_id(letter) for letter in letters]
-    logits = student.choice_logits(batch.query, batch.passages, tokenizer.sentinel, ids).tolist()
+    logits = decoder.logits_after(cross, [tokenizer.sentinel])[:, ids].tolist()
     return [choice(dict(zip(letters, row, strict=True))) for row in logits]
