@@ -1,4 +1,4 @@
-// How much is launched: one-dimensional grids of kThreads threads that stride over their work.
+// How much is launched: one-dimensional grids of kThreads threads, if nothing else is said, that stride over their work.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,6 +13,14 @@ constexpr int kWarps = kThreads / 32;
 __host__ __device__ constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// What a launch takes of the device: blocks, shared memory and threads of each. A number of blocks alone is one too.
+struct Shape {
+  int64_t blocks, shared_bytes;
+  int threads;
+  Shape(int64_t blocks, int64_t shared_bytes = 0, int threads = kThreads)
+      : blocks(blocks), shared_bytes(shared_bytes), threads(threads) {}
+};
 
 // Streaming multiprocessors of the current device; 1 if it cannot be asked (the launch then reports why).
 inline int64_t multiprocessors() {

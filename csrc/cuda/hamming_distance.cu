@@ -73,9 +73,9 @@ int distances(const uint8_t* a, const uint8_t* b, int64_t batch, int64_t m, int6
   const int64_t tiles_each = fitting < tiles_n ? fitting : tiles_n;
   const int64_t blocks = batch * divide_up(m, kTileRows) * divide_up(tiles_n, tiles_each);
   if (n % 4 == 0 && aligned(out, 16)) {
-    return launch_shared(hamming_tiles<kAlignment, true>, blocks, sizeof(TileMemory), stream, a, b, m, n, w, tiles_each, out);
+    return launch(hamming_tiles<kAlignment, true>, {blocks, sizeof(TileMemory)}, stream, a, b, m, n, w, tiles_each, out);
   }
-  return launch_shared(hamming_tiles<kAlignment, false>, blocks, sizeof(TileMemory), stream, a, b, m, n, w, tiles_each, out);
+  return launch(hamming_tiles<kAlignment, false>, {blocks, sizeof(TileMemory)}, stream, a, b, m, n, w, tiles_each, out);
 }
 
 }  // namespace

@@ -157,7 +157,7 @@ extern "C" int btr_cuda_hamming_topk(const uint8_t* a, const uint8_t* b, int64_t
     const int64_t rows = m - first < scratch_rows ? m - first : scratch_rows;
     if (const int error = btr_cuda_hamming_distance(a + first * w, b, 1, rows, n, w, scratch, stream)) return error;
     const auto kernel = n % 4 == 0 && aligned(scratch, 16) ? select_nearest<true> : select_nearest<false>;
-    const int error = launch_shared(kernel, rows, sizeof(Memory), stream, scratch, n, k, static_cast<int32_t>(8 * w),
+    const int error = launch(kernel, {rows, sizeof(Memory)}, stream, scratch, n, k, static_cast<int32_t>(8 * w),
                                     distances + first * k, indices + first * k);
     if (error) return error;
   }

@@ -19,12 +19,6 @@ __device__ __forceinline__ char* shared_memory() {
   return memory;
 }
 
-// What a launch takes of the device: blocks, shared memory and threads of each.
-struct Shape {
-  int64_t blocks, shared_bytes = 0;
-  int threads = kThreads;
-};
-
 // Enqueues `kernel`; returns the cudaError_t of the launch.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream, Arguments... arguments) {
@@ -35,17 +29,6 @@ int launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t strea
   }
   kernel<<<static_cast<unsigned>(shape.blocks), shape.threads, bytes, stream>>>(arguments...);
   return static_cast<int>(cudaGetLastError());
-}
-
-template <typename... Parameters, typename... Arguments>
-int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, cudaStream_t stream,
-                  Arguments... arguments) {
-  return launch(kernel, Shape{blocks, shared_bytes}, stream, arguments...);
-}
-
-template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream, Arguments... arguments) {
-  return launch(kernel, Shape{blocks}, stream, arguments...);
 }
 
 }  // namespace btr::cuda

@@ -99,8 +99,9 @@ int btr_cuda_merge_tokens(const void* x, int dtype, int64_t tokens, int64_t d, i
                           const int32_t* slot, const int32_t* sizes, BtrIntegers from, BtrIntegers to, void* out,
                           int32_t* new_sizes, cudaStream_t stream);
 
-// Projections, see BtrProjection. Bytes of scratch memory that the call needs, at a multiple of 16: for what is copied because its rows do not start at
-// multiples of 16 bytes (8 for bits), and for the bfloat16 terms of a weight that is float32 or has a scale.
+// Projections, see BtrProjection. Bytes of scratch memory that the call needs, at a multiple of 16: for what is copied
+// because its rows do not start at multiples of 16 bytes (8 for bits), and for the bfloat16 terms of a weight that is
+// float32 or has a scale.
 int64_t btr_cuda_unpack_matmul_scratch(const BtrProjection* arguments);
 
 // Fast path: d % 64 == 0, bits 8-byte aligned, weight 16-byte aligned; vectors are stored if n % 8 == 0 and out is 16-byte

@@ -235,16 +235,9 @@ __device__ __forceinline__ void place_of_block(const Match& match, int64_t token
     passage = blockIdx.x / match.blocks_each, block = blockIdx.x % match.blocks_each;
     return;
   }
-  int64_t low = 0, high = match.batch;
-  while (low + 1 < high) {
-    const int64_t middle = (low + high) / 2;
-    if (clamped(integer(match.offsets, middle), 0, match.tokens) / tokens + middle <= blockIdx.x) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  passage = low, block = blockIdx.x - (clamped(integer(match.offsets, low), 0, match.tokens) / tokens + low);
+  const auto first_block = [&](int64_t i) { return clamped(integer(match.offsets, i), 0, match.tokens) / tokens + i; };
+  passage = last_that(match.batch, [&](int64_t i) { return first_block(i) <= blockIdx.x; });
+  block = blockIdx.x - first_block(passage);
 }
 
 template <int kAlignment>
@@ -286,7 +279,7 @@ int start(Match match, cudaStream_t stream) {
     const auto error = cudaMemsetAsync(match.done, 0, match.batch * sizeof(int32_t), stream);
     if (error != cudaSuccess) return static_cast<int>(error);
   }
-  return launch_shared(match_passages<kAlignment>, blocks, sizeof(Memory), stream, match);
+  return launch(match_passages<kAlignment>, {blocks, sizeof(Memory)}, stream, match);
 }
 
 }  // namespace

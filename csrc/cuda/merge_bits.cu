@@ -42,17 +42,9 @@ __global__ void __launch_bounds__(kThreads, 3) merge_rows(Merge merge) {
   // Which passage, and which of its rows: a packed passage p has the blocks from first_row(p) / kRows + p on.
   int64_t passage, block, begin_out, rows;
   if (merge.from.data) {
-    int64_t low = 0, high = merge.passages();
-    while (low + 1 < high) {
-      const int64_t middle = (low + high) / 2;
-      if (merge.first_row(middle) / kRows + middle <= blockIdx.x) {
-        low = middle;
-      } else {
-        high = middle;
-      }
-    }
-    passage = low, begin_out = merge.first_row(low), block = blockIdx.x - (begin_out / kRows + low);
-    rows = merge.first_row(low + 1) - begin_out;
+    passage = last_that(merge.passages(), [&](int64_t i) { return merge.first_row(i) / kRows + i <= blockIdx.x; });
+    begin_out = merge.first_row(passage), block = blockIdx.x - (begin_out / kRows + passage);
+    rows = merge.first_row(passage + 1) - begin_out;
   } else {
     const int64_t each = divide_up(merge.rows, kRows);
     passage = blockIdx.x / each, block = blockIdx.x % each;
@@ -125,8 +117,8 @@ extern "C" int btr_cuda_merge_bits(const uint8_t* bits, int64_t tokens, int64_t 
   const int64_t blocks = packed ? rows / kRows + batch + 1 : batch * divide_up(rows, kRows);
   const int alignment_in = row_alignment(bits, w), alignment_out = row_alignment(out, w);
   switch (alignment_in < alignment_out ? alignment_in : alignment_out) {
-    case 16: return launch_shared(merge_rows<16>, blocks, sizeof(Memory), stream, merge);
-    case 4: return launch_shared(merge_rows<4>, blocks, sizeof(Memory), stream, merge);
-    default: return launch_shared(merge_rows<1>, blocks, sizeof(Memory), stream, merge);
+    case 16: return launch(merge_rows<16>, {blocks, sizeof(Memory)}, stream, merge);
+    case 4: return launch(merge_rows<4>, {blocks, sizeof(Memory)}, stream, merge);
+    default: return launch(merge_rows<1>, {blocks, sizeof(Memory)}, stream, merge);
   }
 }

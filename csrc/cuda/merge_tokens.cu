@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 4) merge_means(Merge merge) {
       range = {row / merge.rows * (merge.tokens / merge.batch), merge.tokens / merge.batch};
       slot = row % merge.rows;
     } else if (merge.batch > 0 && row >= integer(merge.to, 0) && row < integer(merge.to, merge.batch)) {
-      const int64_t passage = passage_of(merge.to, merge.batch, row);
+      const int64_t passage = last_that(merge.batch, [&](int64_t i) { return integer(merge.to, i) <= row; });
       range = passage_rows(merge.from, 0, merge.tokens, passage);
       slot = row - integer(merge.to, passage);
     }

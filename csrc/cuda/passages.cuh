@@ -31,12 +31,13 @@ __device__ __forceinline__ Range passage_rows(const BtrIntegers& offsets, int64_
   return {begin, clamped(integer(offsets, passage + 1), begin, total) - begin};
 }
 
-// The last passage that begins at or before a row of packed passages, whose offsets never decrease.
-__device__ __forceinline__ int64_t passage_of(const BtrIntegers& offsets, int64_t batch, int64_t row) {
-  int64_t low = 0, high = batch;
+// The last number below `count` that holds(i), as all before it do; 0 if none does.
+template <typename Holds>
+__device__ __forceinline__ int64_t last_that(int64_t count, Holds holds) {
+  int64_t low = 0, high = count;
   while (low + 1 < high) {
     const int64_t middle = (low + high) / 2;
-    if (integer(offsets, middle) <= row) {
+    if (holds(middle)) {
       low = middle;
     } else {
       high = middle;

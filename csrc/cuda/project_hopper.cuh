@@ -1,11 +1,11 @@
 // unpack_matmul for many tokens on Hopper. Bound by the tensor cores: 2 m columns d operations at their rate.
 //
-// A block makes tiles (tiles.cuh), one after the other (the grid is as large as
-// the device, not as the result). One thread of the last warp group, the producer, has the tensor memory accelerator copy
-// the weight into a ring of stages, kColumns rows of 128 bytes each; it runs ahead into the next tile while the others
-// finish one. The other warp groups, the consumers, expand signs in registers while the tensor cores multiply the ones
-// before. All of a block share the stages, so a byte of the weight that comes from L2 serves as many multiplications as the
-// tile has tokens; of the tokens there are only bits, which each thread reads for itself.
+// A block makes tiles (tiles.cuh), one after the other: the grid is as large as the device, not as the result. One thread of
+// the last warp group, the producer, has the tensor memory accelerator copy the weight into a ring of stages, kColumns rows
+// of 128 bytes each; it runs ahead into the next tile while the others finish one. The other warp groups, the consumers,
+// expand signs in registers while the tensor cores multiply the ones before. All of a block share the stages, so a byte of
+// the weight that comes from L2 serves as many multiplications as the tile has tokens; of the tokens there are only bits,
+// which each thread reads for itself.
 #pragma once
 
 #include "cuda/grid.cuh"

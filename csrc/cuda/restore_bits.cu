@@ -95,7 +95,7 @@ int restore(const uint8_t* bits, int64_t rows, int64_t d, const float* scale, ui
             cudaStream_t stream) {
   const int64_t w = bytes_for(d);
   if (d % 128 == 0 && aligned(bits, 16) && aligned(copy, 16) && aligned(out, 16) && aligned(scale, 16)) {
-    return launch_shared(restore_vectors<kType>, blocks_for_warps(divide_up(rows * w, kChunk)), kWarps * kChunk, stream,
+    return launch(restore_vectors<kType>, {blocks_for_warps(divide_up(rows * w, kChunk)), kWarps * kChunk}, stream,
                          reinterpret_cast<const uint4*>(bits), rows * w, w, scale, reinterpret_cast<uint4*>(copy),
                          static_cast<uint4*>(out));
   }

@@ -39,9 +39,9 @@ BTR_INLINE Floats loaded(const float* p) {
   return v;
 }
 
-// sums[row][token] of `Rows` weight rows, `row` apart, times `Tokens` expanded tokens, over d channels. A row
-// is too short for the hardware to fetch ahead in time: from channel `ahead` on, `ahead_step` of them for each vector
-// multiplied, the rows after these are fetched.
+// sums[row][token] of `Rows` weight rows, `row` apart, times `Tokens` expanded tokens, over d channels. A row is too short
+// for the hardware to fetch ahead in time: from channel `ahead` on, `ahead_step` of them for each vector multiplied, the
+// rows after these are fetched.
 template <int Rows, int Tokens>
 BTR_INLINE void dot_rows(const float* tokens, int64_t stride, const float* const* rows, int64_t row, int64_t d,
                          int64_t ahead, int64_t ahead_step, float* sums) {

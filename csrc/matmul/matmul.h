@@ -66,8 +66,6 @@ struct LinearArgs {
   DType out_type;
   int64_t m, n, d;
   bool gated;
-
-  int64_t weight_columns() const { return gated ? 2 * n : n; }
 };
 
 inline int64_t groups_for(int64_t channels) { return (channels + 63) / 64; }

@@ -6,20 +6,16 @@
 #include <algorithm>
 
 #include "torch/cuda_calls.h"
+#include "torch/hamming_arguments.h"
 
 namespace btr {
 namespace {
 
 void hamming_distance_cuda(Tensor a, Tensor b, Tensor out) {
   const DeviceGuard guard(a.get_device_index());
-  STD_TORCH_CHECK(out.dim() >= 2, "out: expected (..., m, n)");
-  const int64_t m = out.size(out.dim() - 2), n = last_size(out), w = token_size("a", a);
-  int64_t batch = 1;
-  for (int64_t i = 0; i + 2 < out.dim(); ++i) batch *= out.size(i);
-  const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, batch * m * w);
-  const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, batch * n * w);
-  auto* distances = write<int32_t>("out", out, ScalarType::Int, batch * m * n);
-  check_launch("hamming_distance", btr_cuda_hamming_distance(pa, pb, batch, m, n, w, distances, current_stream(a)));
+  const DistanceArguments args(a, b, out);
+  check_launch("hamming_distance", btr_cuda_hamming_distance(args.a, args.b, args.batch, args.m, args.n, args.w,
+                                                             args.distances, current_stream(a)));
 }
 
 // Distances that hamming_topk holds at a time.
@@ -27,16 +23,12 @@ constexpr int64_t kHeldDistances = int64_t(1) << 26;
 
 void hamming_topk_cuda(Tensor a, Tensor b, Tensor distances, Tensor indices) {
   const DeviceGuard guard(a.get_device_index());
-  const int64_t m = rows_of(a), n = rows_of(b), w = token_size("a", a), k = last_size(distances);
-  STD_TORCH_CHECK(k >= 1 && k <= n, "k: expected 1 to ", n, ", got ", k);
-  const auto* pa = read<uint8_t>("a", a, ScalarType::Byte, m * w);
-  const auto* pb = read<uint8_t>("b", b, ScalarType::Byte, n * w);
-  auto* found = write<int32_t>("distances", distances, ScalarType::Int, m * k);
-  auto* index = write<int64_t>("indices", indices, ScalarType::Long, m * k);
-  const int64_t rows = std::clamp<int64_t>(kHeldDistances / n, 1, std::max<int64_t>(m, 1));
-  const Tensor scratch = torch::stable::new_empty(a, {rows, n}, ScalarType::Int);
-  check_launch("hamming_topk", btr_cuda_hamming_topk(pa, pb, m, n, w, k, static_cast<int32_t*>(scratch.mutable_data_ptr()),
-                                                     rows, found, index, current_stream(a)));
+  const NearestArguments args(a, b, distances, indices);
+  const int64_t rows = std::clamp<int64_t>(kHeldDistances / args.n, 1, std::max<int64_t>(args.m, 1));
+  const Tensor scratch = torch::stable::new_empty(a, {rows, args.n}, ScalarType::Int);
+  auto* memory = static_cast<int32_t*>(scratch.mutable_data_ptr());
+  check_launch("hamming_topk", btr_cuda_hamming_topk(args.a, args.b, args.m, args.n, args.w, args.k, memory, rows,
+                                                     args.distances, args.indices, current_stream(a)));
 }
 
 // The number of passages: of packed ones those between offsets, else the first size.

@@ -96,11 +96,6 @@ T atomicMin(T* address, T value) {
 
 namespace btr::cuda {
 
-struct Shape {
-  int64_t blocks, shared_bytes = 0;
-  int threads = kThreads;
-};
-
 inline char* shared_memory() { return emulator::shared; }
 
 template <typename... Parameters, typename... Arguments>
@@ -117,17 +112,6 @@ int launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t, Argu
     if (!emulator::run_block(body, shape.threads, b % 2 == 1)) return cudaErrorLaunchFailure;
   }
   return cudaSuccess;
-}
-
-template <typename... Parameters, typename... Arguments>
-int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, cudaStream_t stream,
-                  Arguments... arguments) {
-  return launch(kernel, Shape{blocks, shared_bytes}, stream, arguments...);
-}
-
-template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream, Arguments... arguments) {
-  return launch(kernel, Shape{blocks}, stream, arguments...);
 }
 
 }  // namespace btr::cuda
