@@ -18,9 +18,9 @@ _ALIGNMENT = 64
 class HugePages:
     """Room for CPU tensors that are made once and live as long as any of them.
 
-    The processor fetches ahead only within a page. With 4 KB pages two cores of an EPYC (Zen 5) read a decoder's
-    weights at 45 GB/s, with these at 70 (`benchmarks/notes/reader.md`). Linux gives them to those who ask, where it is
-    set to (`/sys/kernel/mm/transparent_hugepage/enabled`: `always` or `madvise`); elsewhere this is plain memory.
+    The processor fetches ahead only within a page. Two cores of an EPYC (Zen 5) read a decoder's weights 1.16 times as
+    fast from these as from pages of 4 KB (`benchmarks/decoder_weights.py`). Linux gives them to those who ask, where it
+    is set to (`/sys/kernel/mm/transparent_hugepage/enabled`: `always` or `madvise`); elsewhere this is plain memory.
 
     >>> HugePages(4 * 12).empty((3, 4)).shape
     torch.Size([3, 4])
