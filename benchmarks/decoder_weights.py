@@ -1,4 +1,4 @@
-"""How fast a decoder's step reads its weights: from PyTorch's own memory and from huge pages, by oneDNN and by our kernel.
+"""How fast a decoder step reads its weights: from ordinary memory and huge pages, by oneDNN and by our kernel.
 
     python benchmarks/decoder_weights.py [--shape base] [--threads 2] [--rounds 15]
 
