@@ -88,12 +88,15 @@ ROWS = (
     Row("DeFormer", "deformer"),
     Row("BTR"),
     Row("BTR + offline", changes={"masked_bits": MASKED}),
-    Row("BTR + offline + runtime", changes={"masked_bits": MASKED, "compression": Compression(joint=0.8)}),
+    Row("BTR, centroids", changes={"centroids": True}),
     Row("BTR, centroids + offline", changes={"masked_bits": MASKED, "centroids": True}),
+    Row(
+        "BTR, centroids + offline + runtime",
+        changes={"masked_bits": MASKED, "centroids": True, "compression": Compression(joint=0.8)},
+    ),
     Row("BTR, no calibration", changes={"calibrate": False}),
     Row("BTR, no recovery", changes=_without(recovery=0.0)),
     Row("BTR, no distillation", changes=_without(distillation=0.0)),
-    Row("BTR, centroids", changes={"centroids": True}),
 )
 
 

@@ -34,8 +34,9 @@ def calibrated(
     """The reader with a new code (`SignCode`) whose constants and first parameters are measured on passages.
 
     A state's scale is the weight of its norm times the mean magnitude of the channel. masked_bits: bits that a store is
-    to keep of each token, 0 for all: the least certain of its vocabulary id, or with centroids those in which its
-    tokens differ most, as the next layer sees them. calibrate: False restores plain ±1, an ablation. Raises
+    to keep of each token, 0 for all: the least certain of its vocabulary id. centroids: bits are of what vocabulary id
+    and place in the passage do not foretell (`SignCode`), which is measured in a second pass; masked_bits are then those
+    in which the tokens of an id differ most, as the next layer sees them. calibrate: False restores plain ±1, an ablation. Raises
     `ValueError` where there are no passages, for masked_bits out of range, and for centroids without calibration.
     """
     if not 0 <= masked_bits <= reader.channels:
@@ -44,27 +45,53 @@ def calibrated(
         raise ValueError("centroids: a state that is restored through them is a calibrated one")
     plain = replace(reader, code=None)
     norm = BertFusionEncoder(reader.model, reader.query_length).cut_norm(reader.settings)
-    moments = _Moments(reader.tokenizer.vocabulary_size, reader.channels) if masked_bits or centroids else None
-    observe = None if moments is None else moments.add
-    magnitude = calibrate_residual_scale(plain, passages, passage_length, observe).cpu()
     weight, bias = norm.weight.detach().cpu(), norm.bias.detach().cpu()
     if centroids:
-        table = moments.means()
-        distance = moments.square_distances(table)
-        # Mean magnitude of a normal variable by its variance.
-        scale = weight * (distance.sum(0) / moments.tokens.sum() * 2 / math.pi).sqrt()
-        code = SignCode(scale, bias, weight=weight, centroids=table)
-        if masked_bits:
-            code.mask = _largest(_drawn_to_overall(distance, moments.tokens).sqrt() * weight.abs(), masked_bits)
-            code.majority = torch.zeros_like(code.mask)
-    elif calibrate:
+        code = _centroid_code(plain, passages, passage_length, weight, bias, masked_bits)
+        return replace(reader, code=code.to(reader.device))
+    signs = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.channels)
+
+    def observe(ids: list[list[int]], states: Tensor) -> None:
+        signs.add(btr_kernels.pack_bits(states).cpu(), torch.tensor(list(chain.from_iterable(ids))))
+
+    magnitude = calibrate_residual_scale(plain, passages, passage_length, observe if masked_bits else None).cpu()
+    if calibrate:
         code = SignCode(weight * magnitude, bias)
     else:
         code = SignCode(torch.ones_like(magnitude), torch.zeros_like(magnitude), calibrated=False)
-    if masked_bits and not centroids:
-        tables = moments.signs.tables(masked_bits)
+    if masked_bits:
+        tables = signs.tables(masked_bits)
         code.mask, code.majority = torch.from_numpy(tables.mask), torch.from_numpy(tables.majority)
     return replace(reader, code=code.to(reader.device))
+
+
+def _centroid_code(
+    reader: ExtractiveReader,
+    passages: Sequence[Passage],
+    passage_length: int,
+    weight: Tensor,
+    bias: Tensor,
+    masked_bits: int,
+) -> SignCode:
+    # One after the other: the means of places first, since every id stands at most of them, then of what is left by id.
+    places = _PlaceMeans(reader.longest_passage, reader.channels)
+    calibrate_residual_scale(reader, passages, passage_length, places.add)
+    table = places.means()
+    moments = _Moments(reader.tokenizer.vocabulary_size, table)
+    calibrate_residual_scale(reader, passages, passage_length, moments.add)
+    centroids, deviation = moments.means_and_deviations()
+    stored = torch.ones_like(deviation)
+    code = SignCode(weight, bias, weight=weight, centroids=centroids, places=table)
+    if masked_bits:
+        code.mask = _largest(deviation * weight.abs(), masked_bits)
+        code.majority = torch.zeros_like(code.mask)
+        stored = btr_kernels.unpack_bits(code.mask, reader.channels).clamp(min=0)
+    # Mean magnitude of a normal variable by its deviation, over the tokens that store the channel; one that none stores
+    # is never read.
+    counts = stored * moments.tokens[:, None]
+    mean = (counts * deviation).sum(0) / counts.sum(0).clamp(min=1)
+    code.scale.data.mul_(mean * math.sqrt(2 / math.pi))
+    return code
 
 
 def tables_of(code: SignCode) -> TokenTables | None:
@@ -75,36 +102,54 @@ def tables_of(code: SignCode) -> TokenTables | None:
     return TokenTables(code.mask.cpu().numpy(), code.majority.cpu().numpy(), stored)
 
 
-class _Moments:
-    """Sums by vocabulary id: of states, of their squares and of their signs."""
+def _places(ids: Sequence[Sequence[int]]) -> Tensor:
+    """Where in its passage each token stands, of all passages one after the other."""
+    return torch.cat([torch.arange(len(passage)) for passage in ids])
 
-    def __init__(self, vocabulary: int, channels: int):
-        self.signs = TokenStatistics.empty(vocabulary, channels)
-        self._sums, self._squares = torch.zeros(vocabulary, channels), torch.zeros(vocabulary, channels)
 
-    @property
-    def tokens(self) -> Tensor:
-        return self.signs.tokens
+class _PlaceMeans:
+    """The mean of states by place in the passage."""
+
+    def __init__(self, longest: int, channels: int):
+        self._sums, self._tokens = torch.zeros(longest, channels), torch.zeros(longest)
 
     def add(self, ids: list[list[int]], states: Tensor) -> None:
-        flat, states = torch.tensor(list(chain.from_iterable(ids))), states.cpu().float()
-        self.signs.add(btr_kernels.pack_bits(states), flat)
-        self._sums.index_add_(0, flat, states)
-        self._squares.index_add_(0, flat, states.square())
+        places = _places(ids)
+        self._sums.index_add_(0, places, states.cpu().float())
+        self._tokens.index_add_(0, places, torch.ones(len(places)))
 
     def means(self) -> Tensor:
-        """Of each id, drawn to the mean of all tokens where few were seen, `(V, d)`."""
-        return _drawn_to_overall(self._sums, self.tokens)
-
-    def square_distances(self, centroids: Tensor) -> Tensor:
-        """The sum of each id's squared distances to its centroid, by channel, `(V, d)`."""
-        counted = self.tokens[:, None] * centroids.square()
-        return (self._squares - 2 * centroids * self._sums + counted).clamp(min=0)
+        """`(T, d)`; a place behind all that were seen is as the last of them."""
+        seen = int(self._tokens.count_nonzero())
+        means = self._sums[:seen] / self._tokens[:seen, None]
+        return torch.cat([means, means[-1:].expand(len(self._sums) - seen, -1)])
 
 
-def _drawn_to_overall(sums: Tensor, tokens: Tensor) -> Tensor:
-    overall = sums.sum(0) / tokens.sum()
-    return (sums + PRIOR_TOKENS * overall) / (tokens[:, None] + PRIOR_TOKENS)
+class _Moments:
+    """Sums by vocabulary id, of states less their place's mean and of the squares of these."""
+
+    def __init__(self, vocabulary: int, places: Tensor):
+        self.tokens = torch.zeros(vocabulary, dtype=torch.int64)
+        self._places = places
+        self._sums, self._squares = (torch.zeros(vocabulary, places.shape[1]) for _ in range(2))
+
+    def add(self, ids: list[list[int]], states: Tensor) -> None:
+        flat, left = torch.tensor(list(chain.from_iterable(ids))), states.cpu().float() - self._places[_places(ids)]
+        self.tokens.index_add_(0, flat, torch.ones_like(flat))
+        self._sums.index_add_(0, flat, left)
+        self._squares.index_add_(0, flat, left.square())
+
+    def means_and_deviations(self) -> tuple[Tensor, Tensor]:
+        """Of each id, `(V, d)`: the mean, and the root of the mean squared distance to it; both are drawn to those of
+        all tokens where few were seen."""
+        means = self._drawn_to_overall(self._sums)
+        counted = self.tokens[:, None] * means.square()
+        distances = (self._squares - 2 * means * self._sums + counted).clamp(min=0)
+        return means, self._drawn_to_overall(distances).sqrt()
+
+    def _drawn_to_overall(self, sums: Tensor) -> Tensor:
+        overall = sums.sum(0) / self.tokens.sum()
+        return (sums + PRIOR_TOKENS * overall) / (self.tokens[:, None] + PRIOR_TOKENS)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

@@ -83,15 +83,16 @@ class ExtractiveReader:
         return replace(self, settings=settings, code=self.code if settings == self.settings else None)
 
     def passage_states(self, ids: Tensor, sizes: Tensor) -> Tensor:
-        """What a store keeps, `(N, T, d)`, of passages read alone: normalised states (less their centroids).
+        """What a store keeps, `(N, T, d)`, of passages read alone: normalised states (less what their code foretells).
 
         ids: int64 `(N, T)`; sizes: int32 `(N, T)`, 0 for padding; every passage needs a token.
         """
         states = BertFusionEncoder(self.model, self.query_length).passage_states(ids, sizes, self.settings)
-        return states if self.code is None else self.code.deviation(states, ids)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return states if self.code is None else self.code.deviation(states, ids, positions)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that the states in a store depend on: cut, tokenizer, places, layers 1..k, centroids."""
+        """SHA-256 of all that the states in a store depend on: cut, tokenizer, places, layers 1..k, tables."""
         settled = {**self.settings.to_dict(), "query_length": self.query_length}
         digest = hashlib.sha256(json.dumps(settled, sort_keys=True).encode())
         digest.update(self.tokenizer.fingerprint().encode())
@@ -176,17 +177,20 @@ def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTok
     tensors = load_tensors(directory / HEAD_FILE)
     d, v = model.config.hidden_size, tokenizer.vocabulary_size
     shapes = {"head.weight": (2, d), "head.bias": (2,), "code.scale": (d,), "code.bias": (d,), "code.weight": (d,)}
-    shapes |= {"code.centroids": (v, d), "code.mask": (v, -(-d // 8)), "code.majority": (v, -(-d // 8))}
+    longest = model.config.max_position_embeddings - query_length
+    shapes |= {"code.centroids": (v, d), "code.places": (longest, d)}
+    shapes |= {"code.mask": (v, -(-d // 8)), "code.majority": (v, -(-d // 8))}
     for name, tensor in tensors.items():
         dtype = torch.uint8 if name in ("code.mask", "code.majority") else torch.float32
         if tuple(tensor.shape) != shapes.get(name) or tensor.dtype != dtype:
             raise ValueError(
                 f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected"
             )
-    pairs = [("code.scale", "code.bias"), ("code.weight", "code.centroids"), ("code.mask", "code.majority")]
-    missing = {"head.weight", "head.bias"} - tensors.keys() | {
-        name for pair in pairs for name in pair if len(tensors.keys() & pair) == 1
-    } - tensors.keys()
+    together = [
+        {"code.scale", "code.bias"}, {"code.weight", "code.centroids", "code.places"}, {"code.mask", "code.majority"}
+    ]  # fmt: skip
+    missing = {"head.weight", "head.bias"}.union(*(names for names in together if names & tensors.keys()))
+    missing -= tensors.keys()
     if missing:
         raise ValueError(f"{directory / HEAD_FILE}: tensor {min(missing)} is missing")
     head = nn.Linear(d, 2)

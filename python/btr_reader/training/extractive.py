@@ -23,7 +23,7 @@ from .losses import distillation_loss, recovery_loss, top_tokens
 from .run import TrainingRun, check_teacher
 
 # Statistics by vocabulary id need more text than a mean of each channel.
-STATISTICS_PASSAGES = 2048
+STATISTICS_PASSAGES = 8192
 
 
 def student_of(

@@ -18,7 +18,7 @@ class ExtractiveSettings(RunSettings):
     masked_bits: int = 0
     """Bits stored of each token, 0 for all (BTR only): the student learns to live with the others' being guessed."""
     centroids: bool = False
-    """Bits are signs of what a token's vocabulary id does not explain, not of the state itself (BTR only)."""
+    """Bits are signs of what a token's vocabulary id and place do not foretell, not of the state itself (BTR only)."""
     remember_teacher: bool = False
     """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch: of
     100 tokens 40 KB a joint layer of 384 channels."""
