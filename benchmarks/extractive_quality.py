@@ -259,7 +259,8 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("data", type=Path)
     run.add_argument("--model", type=Path, required=True)
-    run.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS[1:]], default=[row.name for row in ROWS])
+    students = {row.name: row for row in ROWS[1:]}
+    run.add_argument("--rows", nargs="+", choices=students, default=list(students), help="in the order to run them")
     run.add_argument("--cut-layers", type=int, nargs="+", default=[4])
     run.add_argument("--steps", type=int, default=STUDENT.steps, help="of each student")
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -278,9 +279,8 @@ def main() -> None:
     # The teacher has no cut, and there is one for all.
     runs.run(ROWS[0], 0, 0, 0)
     for seed, cut_layer in itertools.product(arguments.seeds, arguments.cut_layers):
-        for row in ROWS[1:]:
-            if row.name in arguments.rows:
-                runs.run(row, cut_layer, arguments.steps, seed)
+        for name in arguments.rows:
+            runs.run(students[name], cut_layer, arguments.steps, seed)
 
 
 if __name__ == "__main__":

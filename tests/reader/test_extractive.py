@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import btr_kernels
 from btr_reader.encoding import encode_corpus
 from btr_reader.extractive.answering import answer_spans
 from btr_reader.extractive.calibration import calibrated, tables_of
+from btr_reader.extractive.code import SignCode
 from btr_reader.extractive.encoder import BertFusionEncoder
 from btr_reader.extractive.examples import ReadPassage, SpanBatches, SpanExample
 from btr_reader.extractive.forward import ExtractiveModel
@@ -168,6 +170,28 @@ def test_codes_restore_better_the_more_they_know(make_extractive, batches, passa
 
     assert error(centroids=True) < error(centroids=True, masked_bits=12) < error() < error(calibrate=False)
     assert error() < error(masked_bits=12)
+
+
+@torch.no_grad()
+def test_a_token_s_id_and_place_come_back_without_a_bit(make_extractive, passages):
+    """By hand, two channels: weight * (centroid + place) + bias, and scale * (±1) more where a bit is stored."""
+    code = SignCode(
+        scale=torch.tensor([0.5, 0.25]), bias=torch.tensor([10.0, 20.0]), weight=torch.tensor([2.0, -1.0]),
+        centroids=torch.tensor([[1.0, 2.0], [3.0, 4.0]]), places=torch.tensor([[0.0, 0.0], [0.5, 1.0]]),
+        mask=torch.tensor([[0b11], [0b01]], dtype=torch.uint8), majority=torch.zeros(2, 1, dtype=torch.uint8),
+    )  # fmt: skip
+    ids, positions = torch.tensor([0, 1]), torch.tensor([1, 0])
+    deviation = code.deviation(torch.tensor([[1.0, 3.5], [3.0, 9.0]]), ids, positions)
+    assert deviation.tolist() == [[-0.5, 0.5], [0.0, 5.0]]
+    restored = code.restore_bits(btr_kernels.pack_bits(deviation), ids, positions)
+    assert restored.tolist() == [[10 + 2 * 1.5 - 0.5, 20 - 3 + 0.25], [10 + 2 * 3 + 0.5, 20 - 4]]
+    # Measured tables do the same: where deviations are none, the sum of both is the state.
+    reader = calibrated(make_extractive(), passages, LENGTH, centroids=True)
+    ids, sizes = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.int32)
+    states = replace(reader, code=None).passage_states(ids, sizes)
+    foretold = reader.code.centroids[ids] + reader.code.places[:3]
+    torch.testing.assert_close(reader.passage_states(ids, sizes), states - foretold)
+    assert (states - foretold).square().mean() < (states - reader.code.centroids[ids]).square().mean()
 
 
 @torch.no_grad()

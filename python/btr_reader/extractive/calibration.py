@@ -35,9 +35,10 @@ def calibrated(
 
     A state's scale is the weight of its norm times the mean magnitude of the channel. masked_bits: bits that a store is
     to keep of each token, 0 for all: the least certain of its vocabulary id. centroids: bits are of what vocabulary id
-    and place in the passage do not foretell (`SignCode`), which is measured in a second pass; masked_bits are then those
-    in which the tokens of an id differ most, as the next layer sees them. calibrate: False restores plain ±1, an ablation. Raises
-    `ValueError` where there are no passages, for masked_bits out of range, and for centroids without calibration.
+    and place in the passage do not foretell (`SignCode`), which takes a second pass; masked_bits are then those in
+    which the tokens of an id differ most, as the next layer sees them. calibrate: False restores plain ±1, an ablation.
+    Raises `ValueError` where there are no passages, for masked_bits out of range, and for centroids without
+    calibration.
     """
     if not 0 <= masked_bits <= reader.channels:
         raise ValueError(f"masked_bits must be in 0..{reader.channels}, got {masked_bits}")

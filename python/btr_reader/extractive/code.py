@@ -15,9 +15,9 @@ class SignCode(nn.Module):
 
     scale, bias: `(d,)`, parameters; the ablation without calibration has 1 and 0, which are not trained. mask,
     majority: uint8 `(V, w)`, the tables of masked bits, or None: a bit that is not stored is its id's majority.
-    centroids, places: float `(V, d)` and `(T, d)`, or None for both: what the vocabulary id and the place in the passage
-    foretell of a normalised state, added up. With them a sign is that of what they do not foretell, the state is
-    restored as weight * (centroid + place) + scale * (±1) + bias, and a bit that is not stored adds nothing.
+    centroids, places: float `(V, d)` and `(T, d)`, or None for both: what the vocabulary id and the place in the
+    passage foretell of a normalised state, added up. With them a sign is that of what they do not foretell, the state
+    is restored as weight * (centroid + place) + scale * (±1) + bias, and a bit that is not stored adds nothing.
     """
 
     def __init__(
