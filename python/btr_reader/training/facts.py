@@ -4,6 +4,10 @@ Every question asks for one fact, which one of its passages states. The others a
 about the same thing, about things of a similar name, or of the same kind. Names and values are English words. Facts
 come in worlds that do not contradict themselves, and every world draws which value goes with what anew: the answer can
 only be read.
+
+In MMLU's format the options of a letter are all of one kind, so that the letter follows from the value that is found.
+Readers of these sizes find the value among options of any kind, but not the letter in front of it (4 layers of 64
+channels and 3 of 128, up to 3,000 steps, by way of copying the options as well).
 """
 
 from __future__ import annotations
@@ -36,6 +40,15 @@ _VALUES = _words(
     "saffron tulip umber violet walnut yarrow zinc apple barley clover dove elm falcon grape heron ivory jade larch "
     "mint nickel onyx plum reed sable thyme topaz wheat wren"
 )
+# The values in kinds: animals, plants, stones and colours, food.
+_KINDS = [
+    _words("dove eagle falcon heron raven sable wren"),
+    _words("cedar clover daisy elm hazel iris larch maple reed tulip violet walnut"),
+    _words("amber ivory jade jasper nickel onyx quartz topaz umber zinc"),
+    _words(
+        "apple barley basil fennel ginger grape kelp lemon mint nutmeg olive pepper plum saffron thyme wheat yarrow"
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -125,10 +138,10 @@ def _question(task: TaskName, fact: _Fact, others: list[_Fact], draw: random.Ran
             read = others
         asked = {"claim": f"{fact.asked} is {value}", "label": label}
     elif task == "mmlu":
-        texts = [fact.value, *wrong[:3]]
-        draw.shuffle(texts)
-        asked = {"question": asked["question"], "options": dict(zip("ABCD", texts, strict=True))}
-        asked["answer"] = "ABCD"[texts.index(fact.value)]
+        texts = [fact.value, *wrong, *draw.sample(_VALUES, len(_VALUES))]
+        options = {letter: next(t for t in texts if t in kind) for letter, kind in zip("ABCD", _KINDS, strict=True)}
+        asked = {"question": asked["question"], "options": options}
+        asked["answer"] = next(letter for letter, text in options.items() if text == fact.value)
     elif task == "triviaqa":
         asked = {"question": asked["question"], "target": fact.value}
     read = draw.sample(read, len(read))
