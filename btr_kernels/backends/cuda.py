@@ -32,10 +32,18 @@ def why_not() -> str | None:
     module, reason = native.load()
     if module is None:
         return reason
-    if not module.build_info()["cuda_architectures"]:
-        return "built without CUDA (no nvcc was found at build time)"
+    built = module.build_info()
+    if not built["cuda_architectures"]:
+        return "built without CUDA (BTR_CUDA=off, or no nvcc of 12.5 or newer was found at build time)"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"needs a GPU of compute capability 8.0, this one has {capability[0]}.{capability[1]}"
+    # Within a major version, drivers run what a newer toolkit built.
+    driver, toolkit = torch._C._cuda_getDriverVersion() // 1000, int(built["cuda_toolkit"].split(".")[0])
+    if driver < toolkit:
+        return f"built by CUDA {built['cuda_toolkit']}, but the driver is one for CUDA {driver}"
     return None
 
 

@@ -88,7 +88,7 @@ def _unpack_bits(bits, d, scale, bias, token_scale, dtype, out) -> None:
 
 
 def _restore_bits(scale, bits, dtype, copy, states) -> None:
-    bits = pinned.readable(bits, scale.device).contiguous()
+    bits = pinned.readable(bits, scale.device)
     if scale.is_cpu:
         copy.copy_(bits)
         _native.unpack_bits(bits, _float(scale), None, None, states)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 #: What kernels may still be reading, each with an event behind its kernel.
 _in_use: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+_lock = Lock()
 
 
 def readable(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in memory that kernels on `device` can read: itself where that is so, else a copy."""
-    if tensor.device == device or (device.type == "cuda" and tensor.is_pinned()):
+    """The tensor's elements one after the other in memory that kernels on `device` can read: itself where that is so,
+    else a copy."""
+    # A contiguous copy of pinned memory would not be pinned: it goes to the device instead.
+    if device.type == "cuda" and tensor.is_contiguous() and tensor.is_pinned():
         return tensor
-    return tensor.to(device)
+    return tensor.to(device).contiguous()
 
 
 def hold(tensor: Tensor, device: torch.device) -> None:
@@ -26,6 +30,7 @@ def hold(tensor: Tensor, device: torch.device) -> None:
         return
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
-    _in_use.append((event, tensor))
-    while _in_use and _in_use[0][0].query():
-        _in_use.popleft()
+    with _lock:
+        _in_use.append((event, tensor))
+        while _in_use and _in_use[0][0].query():
+            _in_use.popleft()

@@ -1,6 +1,7 @@
 // The tensor cores' instruction for single bits: how many bits two rows have in common.
 //
-// AND + POPC is the form that every GPU since Ampere executes as one instruction; Hopper takes XOR apart. A Hamming
+// AND + POPC is the form that Ampere, Ada and Hopper execute as one instruction; Hopper takes XOR apart, and newer GPUs
+// take both. A Hamming
 // distance is then popc(a) + popc(b) - 2 popc(a & b), with the population counts of the rows counted once.
 #pragma once
 

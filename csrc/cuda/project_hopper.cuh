@@ -146,6 +146,8 @@ __global__ void __launch_bounds__(Stages<Tile>::kThreads, Tile::kResident)
     if constexpr (Stages<Tile>::kMovesRegisters) take_registers<240>();
     consume<kType>(p, ring, shared_memory() + (ring.stages - unaligned) + Stages<Tile>::kRingBytes);
   }
+#else
+  __trap();  // compute capability 9 with machine code of another
 #endif
 }
 

@@ -45,7 +45,7 @@ struct Plan {
     pads_weight = !splits_weight && (a.d * size_of(type) % 16 != 0 || !aligned(a.weight, 16));
     const int64_t weight_row = padded_row(a.d * size_of(type));
     bits_bytes = pads_bits ? a.m * padded_row(row_bytes) : 0;
-    weight_bytes = splits_weight || pads_weight ? terms * columns * weight_row : 0;
+    weight_bytes = splits_weight || pads_weight ? int64_t{terms} * columns * weight_row : 0;
     projection = {a.bits,
                   a.weight,
                   a.factors,

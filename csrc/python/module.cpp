@@ -150,6 +150,7 @@ py::dict build_info() {
   for (const IsaStatus& isa : built_isas()) isas.push_back(isa.name);
   info["isas"] = isas;
   info["cuda_architectures"] = std::string(BTR_CUDA_ARCHITECTURES);
+  info["cuda_toolkit"] = std::string(BTR_CUDA_TOOLKIT);
   info["compiler"] = std::string(BTR_COMPILER);
   info["torch"] = std::string(BTR_TORCH_VERSION);
   return info;
@@ -185,7 +186,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("tuning", &thresholds, "The thresholds that choose between kernels, for the instruction set in use: name -> value, default, least, selects.");
   m.def("set_tuning", &set_tuning, py::arg("name"), py::arg("value"),
         "Overrides a threshold for the whole process, None restores the default; ValueError if there is no such threshold or value.");
-  m.def("build_info", &build_info, "What was built: instruction sets, CUDA architectures ('' without CUDA), compiler, torch version.");
+  m.def("build_info", &build_info, "What was built: instruction sets, CUDA architectures and toolkit ('' without CUDA), compiler, torch version.");
   m.def("pack_bits", &pack_bits, py::arg("x"),
         "Signs of x (..., d) float32, float16 or bool -> uint8 (..., ceil(d / 8)), as btr_kernels.pack_bits.");
   m.def("unpack_bits", &unpack_bits, py::arg("bits"), py::arg("d"), py::arg("scale") = py::none(),

@@ -25,7 +25,7 @@ from btr_kernels.ops.define import backends
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-LIMITS = {"copy": 4e12, "bfloat16": 8e14, "float32": 5e13}
+LIMITS = {"copy": 4e12, "bfloat16": 8e14, "float32": 5e13, "int8": 16e14, "float8_e4m3fn": 16e14}
 
 
 def small_rows() -> list[rows.Row]:

@@ -16,7 +16,7 @@ from btr_kernels.bench.gpu import packages
 from btr_kernels.bench.gpu.schedule import PARTS, Schedule
 
 CPU = torch.device("cpu")
-LIMITS = {"copy": 4e12, "bfloat16": 8e14, "float32": 5e13}
+LIMITS = {"copy": 4e12, "bfloat16": 8e14, "float32": 5e13, "int8": 16e14, "float8_e4m3fn": 16e14}
 
 
 def test_each_part_ends_in_time_for_the_later_ones():
@@ -171,6 +171,22 @@ def test_the_reader_is_asked_for_what_it_takes(tmp_path):
     done = subprocess.run([sys.executable, "-m", "btr_reader", "bench", *options], capture_output=True, text=True)
     assert done.returncode != 0
     assert "device" in done.stderr and "usage" not in done.stderr.lower()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_build_that_takes_too_long_ends_with_all_its_compilers(tmp_path):
+    (tmp_path / "setup.py").write_text(
+        "import subprocess, pathlib, time\n"
+        "compiler = subprocess.Popen(['sleep', '60'])\n"
+        "pathlib.Path('pid').write_text(str(compiler.pid))\n"
+        "time.sleep(60)\n"
+    )
+    assert command.build(tmp_path, 3.0).startswith("not built: out of time")
+    compiler = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    # Gone, or waiting for someone to ask how it ended.
+    assert not compiler.exists() or compiler.read_text().split()[2] == "Z"
+    (tmp_path / "setup.py").write_text("raise SystemExit('no compiler')")
+    assert command.build(tmp_path, 60.0) == "not built: no compiler"
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("where")
     parser.add_argument("--operators", help="names with commas between")
     parser.add_argument("--channels", help="numbers with commas between; then nothing larger is tested")
+    parser.add_argument("--huge", action="store_true", help="test more than 2^31 elements as well, whatever --channels")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     implementation, where = arguments.implementation, arguments.where
@@ -201,7 +202,7 @@ def main() -> None:
         failures = {str(d): check(name, d, run, dtypes, arguments.seed) for d in ds}
         if implementation != "triton":
             failures |= {case: check_case(name, case, run_case) for case in ROWS[name].cases}
-        if not channels:
+        if not channels or arguments.huge:
             huge = name in HUGE
             failures["huge"] = check_huge(name, run_huge, device) if huge else "skip: no case for this operator"
         report[name] = {"failures": failures, "dtypes": sorted(str(dtype) for dtype in dtypes)}

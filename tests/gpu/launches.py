@@ -210,12 +210,15 @@ def host_memory_is_read_while_it_is_pinned_and_copied_if_not():
     """Memory that is given away as soon as the call returns is still that of the call."""
     scale = torch.rand(768, device="cuda")
     for backend in (name for name in ("triton", "cuda") if bk.backends()[name].available):
-        for pinned in (True, False):
-            values = torch.randint(0, 256, (5000, 96), dtype=torch.uint8)
-            expected = call("reference", "restore_bits", (scale, values, HALF))
+        # Columns of a wider matrix as well: a contiguous copy of pinned memory is not pinned.
+        for pinned, width in ((True, 96), (False, 96), (True, 100)):
+            values = torch.randint(0, 256, (5000, width), dtype=torch.uint8)
+            expected = call("reference", "restore_bits", (scale, values[:, :96], HALF))
+            held = values.pin_memory() if pinned else values.clone()
             torch.cuda._sleep(_BUSY)
-            results = call(backend, "restore_bits", (scale, values.pin_memory() if pinned else values.clone(), HALF))
-            torch.zeros(5000, 96, dtype=torch.uint8).pin_memory()  # takes the memory if it was given back
+            results = call(backend, "restore_bits", (scale, held[:, :96], HALF))
+            del held
+            torch.zeros(5000, width, dtype=torch.uint8).pin_memory()  # takes the memory if it was given back
             torch.cuda.synchronize()
             assert all(map(torch.equal, results, expected))
 

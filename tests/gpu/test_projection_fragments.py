@@ -8,6 +8,8 @@ where there is no GPU. Bits are expanded as in csrc/cuda/expand.cuh, word by wor
 from __future__ import annotations
 
 import ctypes
+import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from btr_kernels import reference
 
 from .machine_code import nvcc
 from .resources import CSRC
+from .rows import TILED
 
 LANES = [(lane, lane // 4, lane % 4) for lane in range(32)]
 #: btr::DType, and a word of ones in each of the types that are multiplied.
@@ -251,3 +254,26 @@ def test_words_are_those_of_the_kernels(tmp_path):
                 assert list(out)[: len(expected)] == expected
             words(number, 0, ctypes.c_uint32(bits), 0, out)
             assert list(out) == expand_vector(bits, dtype)
+
+
+@pytest.mark.parametrize("processors", [114, 120, 132])
+def test_cases_get_the_tiles_that_they_are_named_after(processors):
+    """`cost` of csrc/cuda/tiles.cuh in Python, with the tiles that stand there."""
+    source = (CSRC / "cuda" / "tiles.cuh").read_text()
+    tiles = {
+        name.lower(): [int(v) for v in values.split(",")]
+        for name, values in re.findall(r"using (\w+)Tile = Tile<(.*?)>", source)
+    }
+
+    def cost(tile, m, n):
+        consumers, sets, columns, resident, rate = tile
+        tokens = 64 * consumers * sets
+        count = math.ceil(m / tokens) * math.ceil(n / columns)
+        return math.ceil(count / (processors * resident)) * resident * tokens * columns / rate, count
+
+    assert list(tiles) == ["large", "middle", "small"]
+    for name in tiles:
+        m, n, _ = TILED[f"{name} tiles"]
+        assert min(tiles, key=lambda tile: cost(tiles[tile], m, n)[0]) == name
+    # Some blocks have a second one.
+    assert cost(tiles["large"], *TILED["large tiles"][:2])[1] > processors

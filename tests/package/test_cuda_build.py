@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import btr_kernels
-from btr_kernels.backends import native
+from btr_kernels.backends import cuda, native, pinned
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = Path(btr_kernels.__file__).parent / "libbtr_torch.so"
@@ -26,7 +27,7 @@ def architectures() -> str:
         pytest.skip(reason)
     built = module.build_info()["cuda_architectures"]
     if not built:
-        pytest.skip("built without CUDA (no nvcc was found at build time)")
+        pytest.skip("built without CUDA (no nvcc of 12.5 or newer was found at build time)")
     return built
 
 
@@ -69,6 +70,42 @@ def test_a_build_without_nvcc_leaves_the_kernels_out_and_says_so(tmp_path):
     command += [f"-DBTR_TORCH_DIR={Path(torch.__file__).parent}", "-DCMAKE_CUDA_COMPILER=CMAKE_CUDA_COMPILER-NOTFOUND"]
     left_out = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert left_out.returncode == 0, left_out.stderr
-    assert "No CUDA compiler was found: the CUDA kernels are left out" in left_out.stdout
+    assert "No CUDA compiler of 12.5 or newer was found" in left_out.stdout
     wanted = subprocess.run([*command, "-DBTR_CUDA=on"], capture_output=True, text=True, timeout=300)
-    assert wanted.returncode != 0 and "BTR_CUDA=on, but no CUDA compiler was found" in wanted.stderr
+    assert wanted.returncode != 0 and "BTR_CUDA=on, but no CUDA compiler of 12.5" in wanted.stderr
+    old = tmp_path / "nvcc"
+    old.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    old.chmod(0o755)
+    command[-1:] = [f"-DCMAKE_CUDA_COMPILER={old}", "-DBTR_CUDA=auto"]
+    left_out = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert left_out.returncode == 0, left_out.stderr
+    assert "12.5 or newer was found" in left_out.stdout and "nvcc 12.4)" in left_out.stdout
+
+
+def test_gpus_and_drivers_that_cannot_run_them_are_named(monkeypatch):
+    module = SimpleNamespace(build_info=lambda: {"cuda_architectures": "80-real", "cuda_toolkit": "13.0"})
+    monkeypatch.setattr(cuda.native, "load", lambda: (module, None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert cuda.why_not() == "needs a GPU of compute capability 8.0, this one has 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for driver, reason in ((12040, "built by CUDA 13.0, but the driver is one for CUDA 12"), (13000, None)):
+        monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda driver=driver: driver, raising=False)
+        assert cuda.why_not() == reason
+
+
+def test_pinned_memory_is_read_in_place_only_where_it_is_contiguous():
+    """A contiguous copy of it would be ordinary memory, which a GPU cannot read."""
+
+    class Pinned(torch.Tensor):
+        def is_pinned(self):
+            return True
+
+        def to(self, device):
+            return torch.Tensor.contiguous(self).as_subclass(torch.Tensor)
+
+    bits = torch.arange(12, dtype=torch.uint8).reshape(3, 4).as_subclass(Pinned)
+    gpu = torch.device("cuda", 0)
+    assert pinned.readable(bits, gpu) is bits
+    copied = pinned.readable(bits[:, :3], gpu)
+    assert type(copied) is torch.Tensor and copied.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

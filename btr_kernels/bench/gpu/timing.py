@@ -120,6 +120,13 @@ def limits(device: torch.device, gib: int = 1, n: int = 8192) -> dict[str, float
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         found[str(dtype)[6:]] = 2 * size**3 / _best(partial(torch.matmul, a, b, out=out))
+    one = torch.ones((), device=device)
+    a, b = torch.randint(-128, 128, (2, n, n), dtype=torch.int8, device=device)
+    found["int8"] = 2 * n**3 / _best(partial(torch._int_mm, a, b.t()))
+    if torch.cuda.get_device_capability(device) >= (8, 9):
+        a, b = torch.randn(2, n, n, device=device).to(torch.float8_e4m3fn)
+        scaled = partial(torch._scaled_mm, a, b.t(), one, one, out_dtype=torch.bfloat16)
+        found["float8_e4m3fn"] = 2 * n**3 / _best(scaled)
     return found
 
 

@@ -36,6 +36,8 @@ def all_rows() -> list[Row]:
     sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
     rows += [geglu(8192, 2048, 768), geglu(8192, 2816, 1024)]
+    # The reader's projections, for which notes/cuda.md has predictions.
+    rows += [project("plain", bf16, m, *of, ()) for of in ((2304, 768), (3072, 1024)) for m in (640, 4000, 32000)]
     rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]
     rows += [distances(2048, 2048, 768), distances(16384, 16384, 768), nearest(1024, 65536, 768, 16)]
     return [*rows, averaged(bf16, 40, 256, 768), restored(bf16, 8 * 40 * 64, 768)]

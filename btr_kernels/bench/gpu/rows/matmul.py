@@ -20,6 +20,8 @@ from .row import (
     random_bits,
 )
 
+_ARITHMETIC = {"int8": "int8", "fp8": "float8_e4m3fn"}
+
 
 def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets: tuple[Target, ...]) -> Row:
     """`unpack_matmul`; precision "plain" is the weight as it is."""
@@ -69,7 +71,7 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
         peers,
         bytes=m * d // 8 + stored * n * d + dtype.itemsize * m * n,
         operations=2 * m * n * d,
-        arithmetic="float32" if float32 and precision == "plain" else "bfloat16",
+        arithmetic=_ARITHMETIC.get(precision, "float32" if float32 and precision == "plain" else "bfloat16"),
         tolerance=tolerance,
         targets=targets,
         needs=89 if precision == "fp8" else 0,

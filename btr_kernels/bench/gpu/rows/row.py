@@ -35,7 +35,7 @@ class Row:
         peers: other ways to the same result, or to less of it, by name.
         bytes: that a call must move if every operand is moved once.
         operations: of the definition, a multiply-add counting 2, bounded by the rate of `arithmetic`.
-        arithmetic: "bfloat16" or "float32": the measured matmul that the operations are compared with.
+        arithmetic: a dtype's name: of the measured matmul that the operations are compared with (`timing.limits`).
         tolerance: largest relative Frobenius error against `expected`; 0 for integers.
         targets: a ratio to one of `peers`, or without peers the part of the limit.
         needs: the least compute capability, in tens.
