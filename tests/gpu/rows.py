@@ -202,8 +202,8 @@ def _bytes_prepared(m: int, n: int, d: int, out: torch.dtype) -> tuple:
     return bits, weight.t(), torch.full((1, n), 0.5), "int8", *epilogue, out
 
 
-#: Sizes that get large (two a block), middle and small tiles on GPUs of 114 to 132 processors, some cut off, and those of
-#: few tokens.
+#: Sizes that get large (two a block), middle and small tiles on GPUs of 114 to 132 processors, some cut off, and those
+#: of few tokens.
 #: Sampled weights of many channels hold a NaN or an infinity each, and show little.
 TILED = {
     "large tiles": (3900, 1700, 72),
