@@ -100,7 +100,8 @@ def _range(values: list[int]) -> str:
 
 
 def main() -> None:
-    print("| kernel | architecture | registers | shared memory | warps of 64 |\n| --- | --- | --: | --: | --: |")
+    print("| source | kernel | architecture | registers | shared memory | warps of 64 |")
+    print("| --- | --- | --- | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:
         for name in sys.argv[1:] or KERNELS:
             for architecture in architectures_of(name):
@@ -110,7 +111,7 @@ def main() -> None:
                 for part in KERNELS[name]:
                     of_part = [use for use in found if part in use.kernel]
                     cells = [_range([use[i] for use in of_part]) for i in (1, 2, 3)]
-                    print(f"| `{part}` | {architecture} | {' | '.join(cells)} |")
+                    print(f"| `{name}` | `{part}` | {architecture} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
