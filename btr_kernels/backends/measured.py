@@ -2,7 +2,7 @@
 
 `measured.json` is part of the package and holds what result files of `make gpu` say, put there by `bench/gpu/ship.py`:
 {GPU: {operator: {kind: [[size, backend], ...]}}}, sizes in increasing order. The size of a call is the number of
-elements of its first argument, and the nearest measured one (by ratio) decides. The kind is what else a kernel's speed
+elements of its first argument (of `restore_bits` the second), and the nearest measured one (by ratio) decides. The kind is what else a kernel's speed
 depends on, a dtype or a precision; "" for operators without. What was not measured goes to the first of the backends in
 the order of `auto`. Anything in the file that cannot be used counts as not measured.
 """
@@ -39,6 +39,9 @@ _KINDS: dict[str, tuple[int, bool]] = {
     "unpack_geglu_prepared": (3, False),
 }
 
+#: Whose size is not that of the first argument.
+_SIZED_BY = {"restore_bits": 1}
+
 
 def kind_of(operator: str, args: tuple) -> torch.dtype | str:
     """The kind of a call; a key of the file is its text, for a dtype without "torch."."""
@@ -46,6 +49,11 @@ def kind_of(operator: str, args: tuple) -> torch.dtype | str:
     if place is None:
         return ""
     return args[place[0]].dtype if place[1] else args[place[0]]
+
+
+def size_of(operator: str, args: tuple) -> int:
+    """The size of a call."""
+    return args[_SIZED_BY.get(operator, 0)].numel()
 
 
 def choice(gpu: str, operator: str, kernels: Mapping[str, Kernel]) -> Kernel:
@@ -62,7 +70,7 @@ def choice(gpu: str, operator: str, kernels: Mapping[str, Kernel]) -> Kernel:
 
     def run(*args) -> None:
         table = tables.get(kind_of(operator, args))
-        kernel = first if table is None else table[1][bisect_right(table[0], args[0].numel())]
+        kernel = first if table is None else table[1][bisect_right(table[0], size_of(operator, args))]
         kernel(*args)
 
     return run

@@ -41,7 +41,8 @@ def small_rows() -> list[rows.Row]:
         *plain,
         *prepared,
         few,
-        rows.geglu(24, 40, 64),
+        rows.geglu("plain", 24, 40, 64),
+        rows.geglu("int8", 24, 40, 64),
         gradients,
         *streaming,
         *masked,
@@ -62,7 +63,13 @@ def test_a_row_says_what_auto_sees_of_its_calls(row, monkeypatch):
         kernel = resolve(operator, device)
 
         def run(*args):
-            seen.append((operator, str(measured.kind_of(operator, args)).removeprefix("torch."), args[0].numel()))
+            seen.append(
+                (
+                    operator,
+                    str(measured.kind_of(operator, args)).removeprefix("torch."),
+                    measured.size_of(operator, args),
+                )
+            )
             kernel(*args)
 
         return run

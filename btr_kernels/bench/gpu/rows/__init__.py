@@ -35,7 +35,7 @@ def all_rows() -> list[Row]:
     rows += [masked(operator, 65536, 768, 216) for operator in ("expand_bits", "compress_bits")]
     sizes = ((40, 128, True), (40, 512, False), (320, 256, False), (1280, 128, True))
     rows += [matched(b, n, 768, n // 2, compiler) for b, n, compiler in sizes]
-    rows += [geglu(8192, 2048, 768), geglu(8192, 2816, 1024)]
+    rows += [geglu("plain", 8192, 2048, 768), geglu("plain", 8192, 2816, 1024), geglu("int8", 8192, 2048, 768)]
     # The reader's projections, for which notes/cuda.md has predictions.
     rows += [project("plain", bf16, m, *of, ()) for of in ((2304, 768), (3072, 1024)) for m in (640, 4000, 32000)]
     rows += [project("plain", bf16, 8, 2048, 768, ()), project_gradients(bf16, 8192, 2048, 768)]

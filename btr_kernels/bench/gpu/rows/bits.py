@@ -86,7 +86,7 @@ def restored(dtype: torch.dtype, m: int, d: int) -> Row:
         tolerance=1e-7,
         operators=("restore_bits",),
         kind=str(dtype)[6:],
-        size=d,
+        size=m * d // 8,
     )
 
 

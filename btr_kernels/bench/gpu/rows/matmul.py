@@ -81,8 +81,8 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
     )
 
 
-def geglu(m: int, n: int, d: int) -> Row:
-    """`unpack_geglu` in bfloat16: both projections of T5's feed-forward, GELU and product."""
+def geglu(precision: str, m: int, n: int, d: int) -> Row:
+    """`unpack_geglu` in bfloat16: both projections of T5's feed-forward, GELU and product; precision as in `project`."""
     dtype = torch.bfloat16
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
@@ -92,6 +92,7 @@ def geglu(m: int, n: int, d: int) -> Row:
         return Inputs(
             bits=bits,
             weight=weight,
+            used=weight if precision == "plain" else matmul.prepare_weight(weight, precision=precision),
             unpacked=reference.signs(bits, d, dtype),
             peer_weight=weight.t(),
             products=torch.empty(m, 2 * n, dtype=dtype, device=device),
@@ -102,19 +103,20 @@ def geglu(m: int, n: int, d: int) -> Row:
         return reference.geglu(torch.matmul(reference.signs(i.bits, d, dtype), i.peer_weight, out=i.products))
 
     return Row(
-        f"unpack_geglu bfloat16, {m} x {d} -> 2 x {n}",
+        f"unpack_geglu {precision} bfloat16, {m} x {d} -> 2 x {n}",
         make,
-        lambda i: matmul.unpack_geglu(i.bits, i.weight, out=i.out),
+        lambda i: matmul.unpack_geglu(i.bits, i.used, out=i.out),
         lambda i: reference.unpack_geglu(i.bits, i.weight, None, None, None, dtype),
         {
             f"{CUBLAS}, GELU": lambda i: reference.geglu(torch.matmul(i.unpacked, i.peer_weight, out=i.products)),
             f"{UNPACK_CUBLAS}, GELU": unpack_then_geglu,
         },
-        bytes=m * d // 8 + dtype.itemsize * (2 * n * d + m * n),
+        bytes=m * d // 8 + 2 * n * d * (dtype.itemsize if precision == "plain" else 1) + dtype.itemsize * m * n,
         operations=4 * m * n * d,
-        tolerance=8e-3,
-        operators=("unpack_geglu",),
-        kind="bfloat16",
+        arithmetic=_ARITHMETIC.get(precision, "bfloat16"),
+        tolerance=8e-3 if precision == "plain" else 3e-2,
+        operators=("unpack_geglu" if precision == "plain" else "unpack_geglu_prepared",),
+        kind="bfloat16" if precision == "plain" else precision,
         size=m * d // 8,
     )
 
