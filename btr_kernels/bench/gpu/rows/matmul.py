@@ -82,7 +82,7 @@ def project(precision: str, dtype: torch.dtype, m: int, n: int, d: int, targets:
 
 
 def geglu(precision: str, m: int, n: int, d: int) -> Row:
-    """`unpack_geglu` in bfloat16: both projections of T5's feed-forward, GELU and product; precision as in `project`."""
+    """`unpack_geglu` in bfloat16: both projections of T5's feed-forward, GELU and product; precision: see `project`."""
     dtype = torch.bfloat16
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
