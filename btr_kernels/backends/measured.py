@@ -3,8 +3,8 @@
 `measured.json` is part of the package and holds what result files of `make gpu` say, put there by `bench/gpu/ship.py`:
 {GPU: {operator: {kind: [[size, backend], ...]}}}, sizes in increasing order. The size of a call is the number of
 elements of its first argument (of `restore_bits` the second), and the nearest measured one (by ratio) decides. The kind
-is what else a kernel's speed depends on, a dtype or a precision; "" for operators without. What was not measured goes to
-the first of the backends in the order of `auto`. Anything in the file that cannot be used counts as not measured.
+is what else a kernel's speed depends on, a dtype or a precision; "" for operators without. What was not measured goes
+to the first of the backends in the order of `auto`. Anything in the file that cannot be used counts as not measured.
 """
 
 from __future__ import annotations
