@@ -179,7 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="results file; it is replaced after every task")
     parser.add_argument("--train", type=int, default=16000, help="questions to train on, for each task")
-    parser.add_argument("--steps", type=int, default=400, help="of each training run; twice as many for the first two")
+    parser.add_argument("--steps", type=int, default=1000, help="of each training run; twice as many for the first two")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

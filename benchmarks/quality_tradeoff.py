@@ -1,7 +1,7 @@
 """Accuracy against storage and speed: a reader over stores and while reading at several shares of bits and tokens.
 
     python benchmarks/quality_tradeoff.py PASSAGES.jsonl --questions Q.jsonl --task nq --reader plain=DIR \
-        --reader compressed=DIR2 --json FILE.json --plot FILE.png
+        --reader compressed=DIR2 --same-id-first --json FILE.json --plot FILE.png
 
 Questions come with the ids of their passages, which are those of PASSAGES.jsonl. Every point is a store (tokens kept,
 bits kept of each) and a preset of merging while reading: the task's metric over all questions, bytes per token of the
@@ -56,12 +56,14 @@ class Task:
     questions: Path
     length: int
     new_tokens: int
+    same_id_first: bool
 
     def store(self, reader: Reader, out: Path, keep: float, statistics: TokenStatistics | None, bits: int) -> Store:
         """A store of the passages; bits: of each token, 0 for all. Only Atlas, which has all, needs original ids."""
         encoder = PassageEncoder(
-            reader, keep=keep, passage_length=self.length, masked_bits=bits, original_ids=keep == 1 and not bits
-        )
+            reader, keep=keep, passage_length=self.length, same_id_first=self.same_id_first, masked_bits=bits,
+            original_ids=keep == 1 and not bits,
+        )  # fmt: skip
         tables = statistics.tables(bits) if bits else None
         encode_corpus(encoder, self.passages, out, tables=tables, progress=False)
         return Store(out)
@@ -132,12 +134,16 @@ def draw(report: dict[str, Any], path: Path) -> None:
     ):
         chosen = [p for p in report["points"] if p["reader"] == name and p["preset"] == preset]
         chosen.sort(key=lambda point: point["bytes_per_token"])
-        style = {"color": colour, "marker": "os^Dv"[number % 5], "label": f"{name}, {preset}", "markersize": 5}
+        style = {"color": colour, "marker": "os^Dv"[number % 5], "markersize": 5}
         scores = [point[report["metric"]] for point in chosen]
-        left.plot([point["bytes_per_token"] for point in chosen], scores, linewidth=0.8, **style)
-        right.plot([point["speedup"] for point in chosen], scores, linestyle="none", **style)
+        # A line is of as many tokens, with fewer and fewer bits of each.
+        for keep in dict.fromkeys(point["keep"] for point in chosen):
+            of_keep = [point for point in chosen if point["keep"] == keep]
+            sizes = [point["bytes_per_token"] for point in of_keep]
+            left.plot(sizes, [point[report["metric"]] for point in of_keep], linewidth=0.8, **style)
+        right.plot([point["speedup"] for point in chosen], scores, linestyle="none", label=f"{name}, {preset}", **style)
     left.set_xscale("log")
-    left.set_xlabel("bytes per token of the store, all included but tables")
+    left.set_xlabel("bytes per token of the store, all included but tables; lines: as many tokens, fewer bits")
     left.set_ylabel(f"{report['metric'].replace('_', ' ')}, %")
     right.set_xlabel("questions per second, times Atlas'")
     right.legend(fontsize=8, title="reader, merging while reading")
@@ -156,16 +162,20 @@ def main() -> None:
     parser.add_argument("--reader", action="append", required=True, metavar="NAME=DIR", help="may be given repeatedly")
     parser.add_argument("--passage-length", type=int, default=200)
     parser.add_argument("--new-tokens", type=int, default=8, help="that are decoded for each question")
+    parser.add_argument("--same-id-first", action="store_true", help="merge as btr encode --same-id-first")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     readers = {name: Path(directory) for name, _, directory in (text.partition("=") for text in arguments.reader)}
-    task = Task(arguments.task, arguments.passages, arguments.questions, arguments.passage_length, arguments.new_tokens)
+    task = Task(
+        arguments.task, arguments.passages, arguments.questions, arguments.passage_length, arguments.new_tokens,
+        arguments.same_id_first,
+    )  # fmt: skip
     inputs = {name: file_digest(directory / WEIGHTS_FILE) for name, directory in readers.items()}
     inputs |= {"passages": file_digest(task.passages), "questions": file_digest(task.questions)}
-    inputs |= {"passage_length": task.length, "new_tokens": task.new_tokens}
+    inputs |= {name: getattr(task, name) for name in ("length", "new_tokens", "same_id_first")}
     report: dict[str, Any] = {"inputs": inputs, "points": []}
     if arguments.json.exists():
         report = read_json_object(arguments.json, "damaged results")
