@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         _app().cli(prog="btr", description=DESCRIPTION, args=arguments, config=(FlagCreatePairsOff,))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("BTR_DEBUG") == "1":
             raise
         print(f"btr: error: {_as_typed(str(error), sys.argv[1:] if arguments is None else arguments)}", file=sys.stderr)

@@ -152,6 +152,15 @@ def test_float_states_from_a_store(make_extractive, batches, corpus, tmp_path):
     torch.testing.assert_close(
         spans_from_store(model, Store(tmp_path / "s"), chunk, batch).start, model(batch).start, atol=1e-4, rtol=1e-4
     )
+    # A reader of bits keeps the same floats: nothing is taken off them.
+    coded = calibrated(reader, [p for e in batches.examples for p in e.passages], LENGTH, centroids=True)
+    encode_corpus(span_encoder(coded, "deformer", 1.0, LENGTH), corpus, tmp_path / "c", progress=False)
+    both = ExtractiveModel(coded, "deformer")
+    next(answer_spans(both, batches, 5, Store(tmp_path / "c")))
+    assert torch.equal(
+        spans_from_store(both, Store(tmp_path / "c"), chunk, batch).start,
+        spans_from_store(model, Store(tmp_path / "s"), chunk, batch).start,
+    )
     longer = replace(batch, passages=replace(batch.passages, content=batch.passages.content + 1))
     with pytest.raises(ValueError, match="holds other texts"):
         spans_from_store(model, Store(tmp_path / "s"), chunk, longer)
@@ -192,6 +201,27 @@ def test_a_token_s_id_and_place_come_back_without_a_bit(make_extractive, passage
     foretold = reader.code.centroids[ids] + reader.code.places[:3]
     torch.testing.assert_close(reader.passage_states(ids, sizes), states - foretold)
     assert (states - foretold).square().mean() < (states - reader.code.centroids[ids]).square().mean()
+
+
+def test_questions_may_number_their_passages_each_for_itself(make_extractive):
+    texts = ("the amber basil cedar", "daisy eagle")
+    examples = [
+        SpanExample(f"q{i}", "what", [text.split()[1]], [Passage("0", "", text)]) for i, text in enumerate(texts)
+    ]
+    reader = make_extractive()
+    batches = SpanBatches(examples, reader.tokenizer, batch_size=2, passages=1, passage_length=LENGTH, query_length=12)
+    answers = {e.id: text for e, text in answer_spans(ExtractiveModel(reader, "atlas"), batches, 1)}
+    assert all(answer in text for answer, text in zip((answers["q0"], answers["q1"]), texts, strict=True))
+
+
+@torch.no_grad()
+def test_a_place_where_passages_are_cut_is_like_those_before_it(make_extractive, passages):
+    """Most passages have their end token there, which says nothing of the place."""
+    reader = make_extractive()
+    places = calibrated(reader, passages, 12, centroids=True).code.places
+    assert torch.equal(places[11:], places[10].expand_as(places[11:]))
+    step = (places[1:11] - places[:10]).norm(dim=1)
+    assert (places[11] - places[10]).norm() <= step.max()
 
 
 @torch.no_grad()
@@ -300,6 +330,9 @@ def test_damaged_directories(make_extractive, passages, tmp_path):
     save_file({name: t for name, t in tensors.items() if name != "code.weight"}, tmp_path / HEAD_FILE)
     with pytest.raises(ValueError, match="code.weight is missing"):
         load_extractive_reader(tmp_path)
+    save_file({**tensors, "code.scale": tensors["code.scale"] * math.nan}, tmp_path / HEAD_FILE)
+    with pytest.raises(ValueError, match="code.scale must be finite"):
+        load_extractive_reader(tmp_path)
     edit_json(tmp_path / SETTINGS_FILE, lambda record: record.update(query_length="long"))
     with pytest.raises(ValueError, match="query_length must be an integer"):
         load_extractive_reader(tmp_path)
@@ -320,6 +353,8 @@ def test_what_a_form_refuses(make_extractive, passages):
         ExtractiveModel(reader, "atlas", Compression(joint=0.5))
     with pytest.raises(ValueError, match=r"masked_bits must be in 0\.\.20, got 21"):
         calibrated(reader, passages, LENGTH, masked_bits=21)
+    with pytest.raises(ValueError, match=r"passage_length must be at most \d+ for this model, got 5000"):
+        span_encoder(reader, "deformer", 1.0, 5000)
     with pytest.raises(ValueError, match="centroids"):
         calibrated(reader, passages, LENGTH, calibrate=False, centroids=True)
     with pytest.raises(ValueError, match=r"cut_layer must be in 1\.\.1"):

@@ -175,6 +175,12 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match="teacher: its joint layers begin elsewhere"):
         teacher = SpanTeacher(make().with_settings(ReaderSettings(1, "attention_output")))
         ExtractiveTrainer(make(), "deformer", SETTINGS, tmp_path, teacher)
+    for changes in ({"masked_bits": 3}, {"centroids": True}, {"calibrate": False}, {"compression": Compression(0.5)}):
+        for form in ("atlas", "deformer"):
+            with pytest.raises(ValueError, match=f"the {form} form is trained on all tokens and no bits"):
+                ExtractiveTrainer(make(), form, replace(SETTINGS, objectives=ALONE, **changes), tmp_path)
+    with pytest.raises(ValueError, match="objectives: at least one weight must be above 0"):
+        replace(ALONE, answers=0.0)
     with pytest.raises(ValueError, match="masked_bits must be at least 0"):
         replace(SETTINGS, masked_bits=-1)
 

@@ -66,28 +66,41 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_reader, examples, tmp_pat
     best = whole.train(examples, examples[:3])
     killed_at(5, Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False), examples, examples[:3])
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000004"]
-    # From other weights: all of them come from the checkpoint.
-    going_on = Trainer(tiny_reader(seed=9), "atlas", PLAIN, tmp_path / "killed", progress=False)
+    going_on = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False)
+    with torch.no_grad():
+        for parameter in going_on.reader.model.parameters():
+            parameter.fill_(9)  # all of them come from the checkpoint
     assert going_on.train(examples, examples[:3]) == best
     for name, tensor in whole.trained().model.state_dict().items():
         assert torch.equal(tensor, going_on.trained().model.state_dict()[name]), name
     assert not (tmp_path / "killed" / "checkpoints").exists()
     # Once more there is nothing to do.
     lines = (tmp_path / "killed" / METRICS).read_text()
-    assert Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False).train(examples, []) == best
+    assert (
+        Trainer(tiny_reader(), "atlas", PLAIN, tmp_path / "killed", progress=False).train(examples, examples[:3])
+        == best
+    )
     assert (tmp_path / "killed" / METRICS).read_text() == lines
     other = replace(PLAIN, seed=5)
-    with pytest.raises(ValueError, match=r"finished.json: of a run with other settings \(settings.seed\)"):
-        Trainer(tiny_reader(), "atlas", other, tmp_path / "killed", progress=False).train(examples, examples)
+    with pytest.raises(ValueError, match=r"finished.json: of another run, which differs in settings.seed;"):
+        Trainer(tiny_reader(), "atlas", other, tmp_path / "killed", progress=False).train(examples, examples[:3])
+    for reader, train, dev, differs in (
+        (tiny_reader(seed=9), examples, examples[:3], "reader"),
+        (tiny_reader(), examples[1:], examples[:3], "train"),
+        (tiny_reader(), examples, examples[:2], "dev"),
+    ):
+        with pytest.raises(ValueError, match=f"of another run, which differs in {differs};"):
+            Trainer(reader, "atlas", PLAIN, tmp_path / "killed", progress=False).train(train, dev)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / METRICS).read_text().splitlines()]
     assert steps == [3, 6]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_reader, examples, tmp_path):
     trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    trainer._identify(examples, examples)
     trainer.checkpoints.save(trainer.accelerator, 2, {"step": 2, "best": None, "without_better": 0})
     other = replace(PLAIN, learning_rate=5e-4, objectives=replace(PLAIN.objectives, top_tokens=0.3))
-    with pytest.raises(ValueError, match=r"other settings \(settings.learning_rate, settings.objectives.top_tokens\)"):
+    with pytest.raises(ValueError, match=r"differs in settings.learning_rate, settings.objectives.top_tokens;"):
         Trainer(tiny_reader(), "atlas", other, tmp_path, progress=False).train(examples, examples)
 
 
@@ -110,6 +123,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(tiny_reader, t
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json"])
 def test_a_damaged_checkpoint_is_named(tiny_reader, examples, tmp_path, name, kept):
     trainer = Trainer(tiny_reader(), "atlas", PLAIN, tmp_path, progress=False)
+    trainer._identify(examples, examples)
     trainer.checkpoints.save(trainer.accelerator, 2, {"step": 2, "best": None, "without_better": 0})
     path = tmp_path / "checkpoints" / "step-00000002" / name
     content = path.read_bytes()

@@ -60,6 +60,7 @@ def answer(
     passages: int = 10,
     passage_length: int = 128,
     keep_joint: float = 1.0,
+    similarity: Literal["hamming", "keys"] = "hamming",
     answer_length: int = 30,
     batch_size: int = 8,
 ) -> None:
@@ -73,6 +74,7 @@ def answer(
         passages: Passages read per question, at most.
         passage_length: Tokens that a passage is cut to, where there is no store, which has a length of its own.
         keep_joint: Share of passage tokens kept in each joint layer.
+        similarity: What makes tokens similar there: the signs of their states, or the layer's keys.
         answer_length: Tokens that an answer can have.
         batch_size: Questions read at once.
     """
@@ -93,7 +95,8 @@ def answer(
         )
     loaded = load_extractive_reader(reader)
     opened = None if store is None else Store(store)
-    model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint))
+    loaded.check_passage_length(passage_length if opened is None else opened.settings.passage_length)
+    model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint, similarity=similarity))
     examples = read_span_examples(questions)
     batches = SpanBatches(
         examples, loaded.tokenizer, batch_size=batch_size, passages=passages,

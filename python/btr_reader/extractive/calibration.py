@@ -109,21 +109,26 @@ def _places(ids: Sequence[Sequence[int]]) -> Tensor:
 
 
 class _PlaceMeans:
-    """The mean of states by place in the passage."""
+    """The mean of states by place in the passage, drawn to that of all places where few were seen.
+
+    Passages end with the same token, which is left out: where most of them are cut it would be all there is.
+    """
 
     def __init__(self, longest: int, channels: int):
         self._sums, self._tokens = torch.zeros(longest, channels), torch.zeros(longest)
 
     def add(self, ids: list[list[int]], states: Tensor) -> None:
         places = _places(ids)
-        self._sums.index_add_(0, places, states.cpu().float())
-        self._tokens.index_add_(0, places, torch.ones(len(places)))
+        inner = torch.ones(len(places))
+        inner[torch.tensor([len(passage) for passage in ids]).cumsum(0) - 1] = 0
+        self._sums.index_add_(0, places, states.cpu().float() * inner[:, None])
+        self._tokens.index_add_(0, places, inner)
 
     def means(self) -> Tensor:
         """`(T, d)`; a place behind all that were seen is as the last of them."""
-        seen = int(self._tokens.count_nonzero())
-        means = self._sums[:seen] / self._tokens[:seen, None]
-        return torch.cat([means, means[-1:].expand(len(self._sums) - seen, -1)])
+        means, seen = _drawn_to_overall(self._sums, self._tokens), max(int(self._tokens.count_nonzero()), 1)
+        means[seen:] = means[seen - 1]
+        return means
 
 
 class _Moments:
@@ -143,14 +148,15 @@ class _Moments:
     def means_and_deviations(self) -> tuple[Tensor, Tensor]:
         """Of each id, `(V, d)`: the mean, and the root of the mean squared distance to it; both are drawn to those of
         all tokens where few were seen."""
-        means = self._drawn_to_overall(self._sums)
+        means = _drawn_to_overall(self._sums, self.tokens)
         counted = self.tokens[:, None] * means.square()
         distances = (self._squares - 2 * means * self._sums + counted).clamp(min=0)
-        return means, self._drawn_to_overall(distances).sqrt()
+        return means, _drawn_to_overall(distances, self.tokens).sqrt()
 
-    def _drawn_to_overall(self, sums: Tensor) -> Tensor:
-        overall = sums.sum(0) / self.tokens.sum()
-        return (sums + PRIOR_TOKENS * overall) / (self.tokens[:, None] + PRIOR_TOKENS)
+
+def _drawn_to_overall(sums: Tensor, tokens: Tensor) -> Tensor:
+    overall = sums.sum(0) / tokens.sum().clamp(min=1)
+    return (sums + PRIOR_TOKENS * overall) / (tokens[:, None] + PRIOR_TOKENS)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

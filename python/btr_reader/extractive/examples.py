@@ -121,7 +121,8 @@ class SpanBatches:
     ):  # fmt: skip
         self.tokenizer, self.batch_size, self.passages = tokenizer, batch_size, passages
         self.passage_length, self.query_length, self.seed = passage_length, query_length, seed
-        self._read: dict[str, ReadPassage] = {}
+        # By what is in it: questions may number their passages each for itself.
+        self._read: dict[Passage, ReadPassage] = {}
         self.examples = list(examples)
         self.trainable = [example for example in self.examples if any(map(len, self._spans(example)))]
         self._epoch, self._order = -1, []
@@ -131,9 +132,9 @@ class SpanBatches:
         return -(-len(self.trainable) // self.batch_size)
 
     def read(self, passage: Passage) -> ReadPassage:
-        if passage.id not in self._read:
-            self._read[passage.id] = ReadPassage.of(passage, self.tokenizer, self.passage_length)
-        return self._read[passage.id]
+        if passage not in self._read:
+            self._read[passage] = ReadPassage.of(passage, self.tokenizer, self.passage_length)
+        return self._read[passage]
 
     def _spans(self, example: SpanExample) -> list[list[tuple[int, int]]]:
         return [self.read(p).spans(p, example.answers) for p in example.passages[: self.passages]]

@@ -61,7 +61,8 @@ class ExtractiveModel(nn.Module):
             raise ValueError("joint: the undecomposed reader keeps all tokens")
         self.model, self.head = reader.model, reader.head
         self.code = reader.code if form == "btr" else None
-        self.reader, self.form = reader, form
+        # A reader with a code can still be read on floats; those are kept as they are.
+        self.reader, self.form = reader if form == "btr" else replace(reader, code=None), form
         self.compression, self.surrogate = compression, surrogate or Surrogate()
 
     @property
@@ -108,7 +109,7 @@ class ExtractiveModel(nn.Module):
         if self.form == "btr":
             positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
             positions = positions if stored.positions is None else stored.positions.long()
-            states = self.code.restore_bits(stored.content, ids, positions)
+            states = self.code.restore_bits(stored.content.to(ids.device), ids, positions)
         elif self.form == "deformer":
             norm = encoder.cut_norm(settings)
             states = torch.addcmul(norm.bias, stored.content, norm.weight)

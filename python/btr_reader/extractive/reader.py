@@ -78,6 +78,11 @@ class ExtractiveReader:
         """Tokens that a passage can have."""
         return self.config.max_position_embeddings - self.query_length
 
+    def check_passage_length(self, length: int) -> None:
+        """`ValueError` for passages of more tokens than the model has positions for."""
+        if length > self.longest_passage:
+            raise ValueError(f"passage_length must be at most {self.longest_passage} for this model, got {length}")
+
     def with_settings(self, settings: ReaderSettings) -> ExtractiveReader:
         """The same weights cut elsewhere; the code belongs to the old cut and is dropped where the cut changes."""
         return replace(self, settings=settings, code=self.code if settings == self.settings else None)
@@ -186,6 +191,9 @@ def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTok
             raise ValueError(
                 f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected"
             )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{directory / HEAD_FILE}: tensor {name} must be finite")
     together = [
         {"code.scale", "code.bias"}, {"code.weight", "code.centroids", "code.places"}, {"code.mask", "code.majority"}
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ def span_encoder(reader: ExtractiveReader, form: str, keep: float, passage_lengt
 
     A new store of them needs the tables of the code (`tables_of`) where it masks bits.
     """
+    reader.check_passage_length(passage_length)
     if form == "deformer":
-        return PassageEncoder(reader, "float32", keep, passage_length)
+        return PassageEncoder(replace(reader, code=None), "float32", keep, passage_length)
     tables = None if reader.code is None else tables_of(reader.code)
     return PassageEncoder(
         reader, "binary", keep, passage_length, masked_bits=0 if tables is None else tables.stored_bits
@@ -35,12 +37,15 @@ def spans_from_store(
     """The logits of a batch of these examples with their passages' states from a store.
 
     The store has to be of this reader as it is now (`check_store`). Raises `ValueError` for one of other texts or
-    lengths, `KeyError` for a passage that is not in it.
+    lengths, and for a passage that is not in it.
     """
     count = batch.passages.sizes.shape[1]
     names = [[passage.id for passage in example.passages[:count]] for example in examples]
     ids = batch.passages.content
-    fetched = store.fetch(names).to(ids.device)
+    try:
+        fetched = store.fetch(names).to(ids.device)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
     if store.settings.original_ids and not torch.equal(store.fetch_tokens(names).content, ids.cpu()):
         raise ValueError(f"{store.directory}: holds other texts of these passages, or cut to another length")
     slots = None

@@ -31,6 +31,10 @@ class Checkpoints:
         # As JSON reads it back: tuples are lists there.
         self._run = json.loads(json.dumps(run))
 
+    def belong_to(self, **data: str) -> None:
+        """More that determines the run: what it is trained and scored on."""
+        self._run |= data
+
     def finished(self) -> dict[str, Any] | None:
         """The outcome of this run where it came to its end before. `ValueError` where another one did."""
         path = self._out / _FINISHED
@@ -63,8 +67,8 @@ class Checkpoints:
         if found != self._run:
             names = sorted(_differences(found if isinstance(found, dict) else {}, self._run))
             raise ValueError(
-                f"{path}: of a run with other settings ({', '.join(names)}); "
-                "continue with the same ones, or train into another directory"
+                f"{path}: of another run, which differs in {', '.join(names)}; "
+                "continue with the same, or train into another directory"
             )
 
     def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:

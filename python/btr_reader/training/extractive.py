@@ -32,6 +32,7 @@ def student_of(
     """The reader to train in this form: for BTR with a code of these settings, measured on the examples' passages."""
     if form != "btr":
         return replace(reader, code=None)
+    reader.check_passage_length(settings.passage_length)
     passages = {passage.id: passage for example in examples for passage in example.passages}
     count = STATISTICS_PASSAGES if settings.masked_bits or settings.centroids else CALIBRATION_PASSAGES
     return calibrated(
@@ -130,14 +131,17 @@ class ExtractiveTrainer(TrainingRun):
         check_teacher(reader, None if teacher is None else teacher.reader, settings.objectives)
         if teacher is not None and teacher.reader.settings != reader.settings:
             raise ValueError(f"teacher: its joint layers begin elsewhere: expected {reader.settings}")
-        if settings.passage_length > reader.longest_passage:
-            raise ValueError(
-                f"passage_length must be at most {reader.longest_passage} for this model, got {settings.passage_length}"
-            )
+        reader.check_passage_length(settings.passage_length)
         if settings.frozen_layers > reader.settings.cut_layer:
             raise ValueError(f"frozen_layers must be at most the cut layer, got {settings.frozen_layers}")
         if form == "btr" and reader.code is not None and reader.code.calibrated != settings.calibrate:
             raise ValueError(f"calibrate is {settings.calibrate}, but the reader's code says otherwise")
+        of_bits = settings.masked_bits or settings.centroids or not settings.calibrate
+        if form != "btr" and (of_bits or settings.compression.offline < 1):
+            raise ValueError(
+                f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, and "
+                "centroids and calibrate as they are"
+            )
         if form != "btr" and settings.objectives.recovery > 0:
             settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
         super().__init__(settings, out, progress)
@@ -149,7 +153,7 @@ class ExtractiveTrainer(TrainingRun):
         student = ExtractiveModel(reader, form, settings.compression, settings.surrogate)
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
-        self._prepare(student, form)
+        self._prepare(student, form, None if teacher is None else teacher.model)
 
     def _batches(self, examples: Sequence[SpanExample]) -> SpanBatches:
         return batches_of(examples, self.reader, self.settings)

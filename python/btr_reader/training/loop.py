@@ -87,7 +87,7 @@ class Trainer(TrainingRun):
         if teacher is not None:
             teacher.model.requires_grad_(False)
             self.teacher = TrainableReader(teacher.model, reader.settings, "atlas").to(self.accelerator.device)
-        self._prepare(student, form)
+        self._prepare(student, form, self.teacher)
 
     def _batches(self, examples: Sequence[Example]) -> Batches:
         if self.settings.masked_bits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from ..digests import add_tensors
 from ..files import locked, publish_directory
+from ..settings import ReaderSettings
 from .checkpoints import Checkpoints
 from .settings import Objectives, RunSettings
 
@@ -32,6 +35,7 @@ class Comparable(Protocol):
     """What a reader and its teacher must have in common."""
 
     tokenizer: Any
+    settings: ReaderSettings
     channels: int
     layers: int
 
@@ -74,7 +78,7 @@ class CountedBatch(Protocol):
 
 
 class TrainingRun:
-    """The loop: steps, evaluations, checkpoints, metrics. What is trained is a subclass' business.
+    """The loop: steps, evaluations, checkpoints, metrics. What is trained, `reader`, is a subclass' business.
 
     Writes into `out`: `best/`, what `_save` writes of the best by `best_by` of the dev set's scores; `metrics.jsonl`;
     and while it runs `checkpoints/`. The same call after a kill goes on from the newest checkpoint and comes to the
@@ -82,6 +86,7 @@ class TrainingRun:
     """
 
     best_by = "exact_match"
+    reader: Comparable
 
     def __init__(self, settings: RunSettings, out: str | Path, progress: bool = True):
         self.settings, self.out = settings, Path(out)
@@ -106,8 +111,9 @@ class TrainingRun:
         """Writes what is trained as it is now."""
         raise NotImplementedError
 
-    def _prepare(self, student: nn.Module, form: str) -> None:
-        """What is trained: a module of a batch and of the share of the training that is done."""
+    def _prepare(self, student: nn.Module, form: str, teacher: nn.Module | None) -> None:
+        """What is trained: a module of a batch and of the share of the training that is done. Its `model` and the
+        teacher's are what the run started from."""
         settings, processes = self.settings, self.accelerator.num_processes
         self.form, self.student = form, student
         optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate)
@@ -119,7 +125,8 @@ class TrainingRun:
             num_training_steps=settings.steps * processes,
         )
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(student, optimizer, schedule)
-        run = {"form": form, "settings": settings.to_dict(), "processes": processes}
+        run = {"form": form, "settings": settings.to_dict(), "processes": processes, "reader": _digest(student)}
+        run |= {"cut": self.reader.settings.to_dict(), "teacher": None if teacher is None else _digest(teacher)}
         self.checkpoints = Checkpoints(self.out, run)
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -133,9 +140,14 @@ class TrainingRun:
     def train(self, examples: Sequence[Any], dev: Sequence[Any]) -> dict[str, Any]:
         """Trains to the end and returns the best step and its scores on the dev set; of a run that is done, its own."""
         main = self.accelerator.is_main_process
+        self._identify(examples, dev)
         with locked(self.out, "run") if main else nullcontext():
             done = self.checkpoints.finished()
             return self._train(examples, dev) if done is None else done
+
+    def _identify(self, examples: Sequence[Any], dev: Sequence[Any]) -> None:
+        """Of other questions it would be another run."""
+        self.checkpoints.belong_to(train=_digest_of_examples(examples), dev=_digest_of_examples(dev))
 
     def _train(self, examples: Sequence[Any], dev: Sequence[Any]) -> dict[str, Any]:
         settings, accelerator = self.settings, self.accelerator
@@ -157,7 +169,10 @@ class TrainingRun:
                 bar.update()
                 if state["step"] % REPORT_EVERY == 0:
                     line = window.close(self.schedule.get_last_lr()[0])
-                    bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s")
+                    bar.set_postfix_str(
+                        f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
+                        f"{line['examples_per_second']:.0f} examples/s"
+                    )
                     self._write({"step": state["step"], **line})
                 if state["step"] % settings.evaluate_every == 0 or state["step"] == settings.steps:
                     self._evaluate(dev, state)
@@ -223,6 +238,20 @@ class TrainingRun:
             return
         whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+def _digest(module: nn.Module) -> str:
+    """Of the weights that a run starts from: not of what is calibrated at its beginning, which threads may round."""
+    digest = hashlib.sha256()
+    add_tensors(digest, module.model.named_parameters())
+    return digest.hexdigest()
+
+
+def _digest_of_examples(examples: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()
 
 
 class _Window:

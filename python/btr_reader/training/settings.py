@@ -61,6 +61,8 @@ class Objectives:
                 raise ValueError(f"{entry.name} must be 0 or more, got {value}")
         if not 0 < self.top_tokens <= 1:
             raise ValueError(f"top_tokens must be in (0, 1], got {self.top_tokens}")
+        if not (self.answers or self.recovery or self.need_teacher):
+            raise ValueError("objectives: at least one weight must be above 0: there is nothing to train for")
 
     @property
     def need_teacher(self) -> bool:
