@@ -42,7 +42,7 @@ def test_a_student_on_stored_bits_keeps_its_teachers_answers(task, tmp_path):
     directory, tokenizer = task
     train, dev = (read_examples(directory / f"{part}.jsonl", "nq", tokenizer) for part in ("train", "dev"))
     settings = TrainingSettings(
-        steps=550,
+        steps=770,
         batch_size=32,
         passages=PASSAGES,
         passage_length=LENGTH,
