@@ -1,6 +1,6 @@
 """What students keep of their teacher's quality: an extractive reader on real questions, from real pretrained weights.
 
-    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--cut-layers 3 4] [--steps 840]
+    python benchmarks/extractive_quality.py run DATA --model DIR --work DIR [--cut-layers 2] [--steps 840]
         [--rows NAME ...] [--seeds 0 1 2]
     python benchmarks/extractive_quality.py report --work DIR
 
@@ -262,8 +262,8 @@ def main() -> None:
     run.add_argument("--model", type=Path, required=True)
     students = {row.name: row for row in ROWS[1:]}
     run.add_argument("--rows", nargs="+", choices=students, default=list(students), help="in the order to run them")
-    run.add_argument("--cut-layers", type=int, nargs="+", default=[4])
-    run.add_argument("--steps", type=int, default=STUDENT.steps, help="of each student")
+    run.add_argument("--cut-layers", type=int, nargs="+", default=[2])
+    run.add_argument("--steps", type=int, default=840, help="of each student")
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     report = commands.add_parser("report")
     for command in (run, report):
