@@ -60,7 +60,7 @@ TEACHER = ExtractiveSettings(
     objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
 )  # fmt: skip
 STUDENT = replace(
-    TEACHER, steps=210, checkpoint_every=70, remember_teacher=True,
+    TEACHER, steps=840, checkpoint_every=70, remember_teacher=True,
     objectives=Objectives(answers=0.4, recovery=0.2, distillation=2.0, divergence=0.6),
 )  # fmt: skip
 # Questions of the dev set that the end of a student's training is watched on; there is nothing to choose by them.
@@ -263,7 +263,7 @@ def main() -> None:
     students = {row.name: row for row in ROWS[1:]}
     run.add_argument("--rows", nargs="+", choices=students, default=list(students), help="in the order to run them")
     run.add_argument("--cut-layers", type=int, nargs="+", default=[2])
-    run.add_argument("--steps", type=int, default=840, help="of each student")
+    run.add_argument("--steps", type=int, default=STUDENT.steps, help="of each student")
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     report = commands.add_parser("report")
     for command in (run, report):

@@ -11,7 +11,7 @@ import torch
 from btr_reader.extractive.answering import span_scores
 from btr_reader.extractive.examples import SpanExample, read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
-from btr_reader.extractive.reader import load_extractive_reader
+from btr_reader.extractive.reader import HEAD_FILE, load_extractive_reader
 from btr_reader.extractive.spans import span_loss
 from btr_reader.jsonl import write_jsonl
 from btr_reader.passages import Passage
@@ -24,7 +24,7 @@ from btr_reader.training.losses import top_tokens
 from btr_reader.training.run import BEST, METRICS
 from btr_reader.training.settings import Objectives
 
-from .helpers import rows, run
+from .helpers import killed_at, rows, run
 from .retrieval_helpers import WORDS, tiny_encoder
 
 ALONE = Objectives(recovery=0.0, distillation=0.0, divergence=0.0)
@@ -77,6 +77,29 @@ def test_a_teacher_learns_and_its_students_keep_it(make, directory, tmp_path):
     # What is saved is what was trained.
     again = ExtractiveModel(load_extractive_reader(tmp_path / "s" / BEST), "btr")
     assert f1(again) == pytest.approx(found["f1"])
+
+
+def test_a_killed_run_goes_on_to_the_same_reader(make, directory, tmp_path):
+    settings = replace(SETTINGS, steps=5, checkpoint_every=2, objectives=ALONE, masked_bits=9, centroids=True)
+    examples = questions(8)
+
+    def trainer(name, reader):
+        return ExtractiveTrainer(
+            student_of(reader, "btr", examples, settings), "btr", settings, tmp_path / name, progress=False
+        )
+
+    best = trainer("whole", make()).train(examples, examples[:3])
+    killed_at(3, trainer("killed", make()), examples, examples[:3])
+    going_on = trainer("killed", make())
+    with torch.no_grad():
+        for parameter in going_on.student.parameters():
+            parameter.fill_(9)  # all of them come from the checkpoint
+    assert going_on.train(examples, examples[:3]) == best
+    for name in ("model.safetensors", HEAD_FILE):
+        assert (tmp_path / "killed" / BEST / name).read_bytes() == (tmp_path / "whole" / BEST / name).read_bytes()
+    other = load_extractive_reader(directory, ReaderSettings(1, "layer_output"), query_length=9)
+    with pytest.raises(ValueError, match="of another run, which differs in query_length;"):
+        trainer("killed", other).train(examples, examples[:3])
 
 
 @pytest.mark.parametrize("form", ["atlas", "deformer", "btr"])

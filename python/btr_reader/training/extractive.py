@@ -153,7 +153,7 @@ class ExtractiveTrainer(TrainingRun):
         student = ExtractiveModel(reader, form, settings.compression, settings.surrogate)
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
-        self._prepare(student, form, None if teacher is None else teacher.model)
+        self._prepare(student, form, None if teacher is None else teacher.model, query_length=reader.query_length)
 
     def _batches(self, examples: Sequence[SpanExample]) -> SpanBatches:
         return batches_of(examples, self.reader, self.settings)

@@ -5,9 +5,8 @@ about the same thing, about things of a similar name, or of the same kind. Names
 come in worlds that do not contradict themselves, and every world draws which value goes with what anew: the answer can
 only be read.
 
-In MMLU's format the options of a letter are all of one kind, so that the letter follows from the value that is found.
-Readers of these sizes find the value among options of any kind, but not the letter in front of it (4 layers of 64
-channels and 3 of 128, up to 3,000 steps, by way of copying the options as well).
+In MMLU's format the options of a letter are all of one kind, so that the letter follows from the value that is found:
+small readers do not learn which letter stands in front of an option (benchmarks/notes/facts.md).
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ class TrainingRun:
         """Writes what is trained as it is now."""
         raise NotImplementedError
 
-    def _prepare(self, student: nn.Module, form: str, teacher: nn.Module | None) -> None:
-        """What is trained: a module of a batch and of the share of the training that is done. Its `model` and the
-        teacher's are what the run started from."""
+    def _prepare(self, student: nn.Module, form: str, teacher: nn.Module | None, **more: Any) -> None:
+        """What is trained: a module of a batch and of the share of the training that is done. The run belongs to the
+        `model` of it and of the teacher as they are now, and to `more`."""
         settings, processes = self.settings, self.accelerator.num_processes
         self.form, self.student = form, student
         optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate)
@@ -126,7 +126,7 @@ class TrainingRun:
         )
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(student, optimizer, schedule)
         run = {"form": form, "settings": settings.to_dict(), "processes": processes, "reader": _digest(student)}
-        run |= {"cut": self.reader.settings.to_dict(), "teacher": None if teacher is None else _digest(teacher)}
+        run |= {"cut": self.reader.settings.to_dict(), "teacher": None if teacher is None else _digest(teacher), **more}
         self.checkpoints = Checkpoints(self.out, run)
 
     def _groups(self) -> list[dict[str, Any]]:
