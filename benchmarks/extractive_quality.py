@@ -29,7 +29,6 @@ import torch
 from btr_reader.encoding import encode_corpus
 from btr_reader.engine import Form
 from btr_reader.extractive.answering import span_scores
-from btr_reader.extractive.calibration import tables_of
 from btr_reader.extractive.examples import read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import load_extractive_reader
@@ -168,8 +167,7 @@ class Runs:
         if form == "atlas":
             return {"scores": span_scores(model, batches, settings.answer_length)}
         encoder = span_encoder(reader, form, settings.compression.offline, settings.passage_length)
-        tables = None if form == "deformer" else tables_of(reader.code)
-        encode_corpus(encoder, self.work / "read.jsonl", out, tables=tables)
+        encode_corpus(encoder, self.work / "read.jsonl", out)
         report = store_report(out)
         scores = span_scores(model, batches, settings.answer_length, Store(out))
         shutil.rmtree(out)

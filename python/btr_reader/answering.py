@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .batches import PassageBatch, pad_passages, pad_queries
+from .encoding import PassageReader, as_kept
 from .engine import Form, ReaderEngine
 from .passages import parse_passage
-from .reader import Reader
 from .store import Store
 from .tasks import Question
 
@@ -32,14 +32,16 @@ def given_passages(question: Question) -> list[dict[str, Any]]:
     return question.passages
 
 
-def check_store(store: Store, reader: Reader) -> None:
+def check_store(store: Store, reader: PassageReader) -> None:
     """Raises `ValueError` unless the store was encoded by this reader."""
+    reader = as_kept(reader, store.settings.kind)
     if store.settings.cut != reader.settings:
         raise ValueError(
             f"{store.directory}: encoded at {store.settings.cut}, but the reader is cut at {reader.settings}"
         )
     if store.settings.reader != reader.fingerprint():
         raise ValueError(f"{store.directory}: encoded by another reader (other weights or tokenizer); encode again")
+    reader.check_passage_length(store.settings.passage_length)
 
 
 @dataclass
@@ -127,7 +129,9 @@ class Answerer:
                 ]
             )
         wanted = [[passage["id"] for passage in passages] for passages in given]
-        return self.store.fetch_tokens(wanted) if self.engine.form == "atlas" else self.store.fetch(wanted)
+        if self.engine.form == "atlas":
+            return self.store.fetch_tokens(wanted)
+        return self.store.fetch(wanted, with_ids=self.engine.form == "btr" and self.engine.reader.code is not None)
 
     def _text_ids(self, passage: dict[str, Any], question: Question, query_length: int) -> list[int]:
         """A passage given as text, cut as Atlas cuts it: query and passage have `text_length` tokens together."""

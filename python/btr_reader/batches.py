@@ -36,12 +36,15 @@ class PassageBatch:
     sizes: int32 `(B, P, T)`: how many tokens of the text each token stands for, 0 for padding.
     positions: int32 `(B, P, T)`: where in its passage each token stood, None for 0, 1, ..., T - 1.
     span: all positions are below it; found out where it is not given, which makes a GPU wait.
+    ids: int64 `(B, P, T)`: the vocabulary id of each token, of merged ones the earliest's, where bits are
+    restored by it.
     """
 
     content: Tensor
     sizes: Tensor
     positions: Tensor | None = None
     span: int = 0
+    ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.content.ndim not in (3, 4) or self.content.shape[:3] != self.sizes.shape:
@@ -51,6 +54,8 @@ class PassageBatch:
             )
         if self.positions is not None and self.positions.shape != self.sizes.shape:
             raise ValueError(f"positions must be {tuple(self.sizes.shape)}, got {tuple(self.positions.shape)}")
+        if self.ids is not None and self.ids.shape != self.sizes.shape:
+            raise ValueError(f"ids must be {tuple(self.sizes.shape)}, got {tuple(self.ids.shape)}")
         if not self.span:
             span = self.sizes.shape[-1] if self.positions is None else int(self.positions.max()) + 1
             object.__setattr__(self, "span", span)
@@ -69,7 +74,7 @@ class PassageBatch:
 
         bits = on_gpu and self.content.dtype == torch.uint8
         content = self.content.pin_memory() if bits else moved(self.content)
-        return PassageBatch(content, moved(self.sizes), moved(self.positions), self.span)
+        return PassageBatch(content, moved(self.sizes), moved(self.positions), self.span, moved(self.ids))
 
 
 def pad_queries(queries: Sequence[Sequence[int]]) -> QueryBatch:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ from .codebooks import DEFAULT_MEMORY_BYTES, WORK_DIRECTORY, encode_with_codeboo
 from .digests import file_digest
 from .offline_merging import offline_plan
 from .passages import Passage, read_passages
-from .reader import Reader
+from .settings import ReaderSettings
 from .shares import check_keep
+from .sign_code import SignCode
 from .store import (
     MANIFEST_FILE,
     MAX_ID_BYTES,
@@ -36,19 +38,43 @@ from .store import (
 # Passages used to measure rho: a mean over some ten thousands of tokens moves by less than a percent with more.
 CALIBRATION_PASSAGES = 256
 
+R = TypeVar("R", bound="PassageReader")
+
+
+class PassageReader(Protocol):
+    """What passages are encoded by: a `Reader` or an `ExtractiveReader`."""
+
+    tokenizer: Any
+    settings: ReaderSettings
+    code: SignCode | None
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def passage_states(self, ids: Tensor, sizes: Tensor) -> Tensor: ...
+
+    def fingerprint(self) -> str: ...
+
+    def check_passage_length(self, length: int) -> None: ...
+
 
 class PassageEncoder:
     """Encodes batches of passages as a reader's store keeps them.
 
+    A code of the reader (`SignCode`) says what bits are of, and which of them are stored; float states need none.
+
     kind: `binary`, `float32` or `float16`; keep: share of a passage's tokens kept; passage_length: tokens a passage is
     cut to, end token included; same_id_first: tokens of one vocabulary id are merged before others (`offline_plan`).
     masked_bits, codebook_bytes, original_ids: what a store keeps of it (`StoreSettings`). Raises `ValueError` for
-    values out of range.
+    values out of range, and for masked bits other than those of the reader's code.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: PassageReader,
         kind: Kind = "binary",
         keep: float = 1.0,
         passage_length: int = 200,
@@ -61,6 +87,17 @@ class PassageEncoder:
         check_keep("keep", keep)
         if not 2 <= passage_length <= MAX_PASSAGE_LENGTH:
             raise ValueError(f"passage_length must be in 2..{MAX_PASSAGE_LENGTH}, got {passage_length}")
+        reader.check_passage_length(passage_length)
+        reader = as_kept(reader, kind)
+        if reader.code is not None:
+            if masked_bits not in (0, reader.code.stored_bits):
+                raise ValueError(
+                    f"masked_bits: the reader's code stores {reader.code.stored_bits or 'all'} of {reader.channels} "
+                    f"bits, got {masked_bits}"
+                )
+            masked_bits = reader.code.stored_bits
+            if not (original_ids or masked_bits or codebook_bytes):
+                raise ValueError("original_ids: the reader's code restores bits by the tokens' ids: keep them")
         self._settings = StoreSettings(
             reader="",
             corpus="",
@@ -133,6 +170,11 @@ class PassageEncoder:
         ]
 
 
+def as_kept(reader: R, kind: Kind) -> R:
+    """The reader as stores of this kind are made with it: float states are kept as they are, whatever its code."""
+    return reader if kind == "binary" or reader.code is None else replace(reader, code=None)
+
+
 def encode_corpus(
     encoder: PassageEncoder,
     corpus: str | Path,
@@ -149,10 +191,13 @@ def encode_corpus(
 
     Continues after the last complete shard of an interrupted run; the result is the same, to the byte, as without the
     interruption. append: adds the corpus to a complete store of another one; passage ids must differ. tables: for a new
-    store with masked bits (`TokenStatistics.tables`). memory_bytes: for making a codebook, besides what encoding takes.
+    store with masked bits (`TokenStatistics.tables`), where they are not those of the reader's code. memory_bytes: for
+    making a codebook, besides what encoding takes.
     Raises `ValueError` for a store begun with other settings, naming them, and for passages that do not fit into it.
     """
     settings = encoder.store_settings(file_digest(corpus), shard_passages)
+    if tables is None and encoder.reader.code is not None:
+        tables = encoder.reader.code.tables()
     # The whole file is checked first: a malformed line must not come up after hours, when mending it would change the
     # corpus that the store was begun with.
     total = _check_corpus(corpus, out if append else None, settings.corpus)
@@ -217,7 +262,7 @@ def fill_store(
 
 @torch.no_grad()
 def calibrate_residual_scale(
-    reader: Reader,
+    reader: PassageReader,
     passages: Iterable[Passage],
     passage_length: int = 200,
     observe: Callable[[list[list[int]], Tensor], object] | None = None,

@@ -72,9 +72,10 @@ class ReaderEngine:
         self.encoder = FusionEncoder(reader.model, self.decoder.apply)
         self._code = None
         if form == "btr":
-            if reader.residual_scale is None:
+            if not reader.calibrated:
                 raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
-            self._code = BinaryCode(reader.model, reader.settings, reader.residual_scale, precision)
+            if reader.code is None:
+                self._code = BinaryCode(reader.model, reader.settings, reader.residual_scale, precision)
 
     @torch.inference_mode()
     def encode(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> Memory:
@@ -88,23 +89,25 @@ class ReaderEngine:
         with clock("lower_layers"):
             query_states = self.encoder.query_states(query, first_layer)
         with clock("restore"):
-            states = self._states(passages.content)
+            states = self._states(passages)
             if self.form != "atlas" and settings.cut_point == "attention_output":
                 states = self.encoder.finish_cut_layer(states, settings.cut_layer)
         return self.encoder.join(
             query_states, query.sizes, states, passages, first_layer, settings.cut_layer, self.compression, clock
         )
 
-    def _states(self, content: Tensor) -> States:
-        d = self.reader.config.d_model
+    def _states(self, passages: PassageBatch) -> States:
+        content, d = passages.content, self.reader.config.d_model
         if self.form == "atlas":
             _check_content(
                 content, self.form, "int64 ids (B, P, T)", content.dtype == torch.int64 and content.ndim == 3
             )
             return self.encoder.floats(self.encoder.embedding(content))
-        if content.dtype == torch.uint8 and self._code is not None:
+        if content.dtype == torch.uint8 and self.form == "btr":
             right = content.ndim == 4 and content.shape[-1] == -(-d // 8)
             _check_content(content, self.form, f"uint8 bits (B, P, T, {-(-d // 8)})", right)
+            if self._code is None:
+                return self.encoder.floats(self._restored(passages))
             return (
                 BinaryStates(content, self._code)
                 if content.device == self.reader.device
@@ -113,6 +116,16 @@ class ReaderEngine:
         right = content.is_floating_point() and content.ndim == 4 and content.shape[-1] == d
         _check_content(content, self.form, f"float states (B, P, T, {d})", right)
         return self.encoder.floats(content.to(self.reader.dtype))
+
+    def _restored(self, passages: PassageBatch) -> Tensor:
+        """States `(B, P, T, d)` in the model's dtype, of bits that the reader's code restores."""
+        reader, ids, positions = self.reader, passages.ids, passages.positions
+        if ids is None:
+            raise ValueError("passages: the reader's code needs the tokens' ids: fetch them with_ids=True")
+        if positions is None:
+            positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+        bits = passages.content.to(reader.device, non_blocking=True)
+        return reader.code.restore_bits(bits, ids, positions.long()).to(reader.dtype)
 
     @torch.inference_mode()
     def cross_memory(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> CrossMemory:

@@ -128,6 +128,8 @@ def compare_storage(
             f"passages, sample and ratios must not be empty, and ratios positive; got {len(passages)} passages, "
             f"sample {sample}, ratios {list(ratios)}"
         )
+    if reader.code is not None:
+        raise ValueError("reader: was trained with centroids, and stores what it was trained to")
     with TemporaryDirectory(prefix="btr-compare-") as scratch:
         run = _Comparison(reader, passages, statistics, passage_length, sample, original_ids, Path(scratch), progress)
         rows = [run.row("plain bits", {})]

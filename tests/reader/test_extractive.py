@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 import btr_kernels
 from btr_reader.encoding import encode_corpus
 from btr_reader.extractive.answering import answer_spans
-from btr_reader.extractive.calibration import calibrated, tables_of
-from btr_reader.extractive.code import SignCode
+from btr_reader.extractive.calibration import calibrated
 from btr_reader.extractive.encoder import BertFusionEncoder
 from btr_reader.extractive.examples import ReadPassage, SpanBatches, SpanExample
 from btr_reader.extractive.forward import ExtractiveModel
@@ -23,6 +22,7 @@ from btr_reader.extractive.stored import span_encoder, spans_from_store
 from btr_reader.passages import Passage
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
+from btr_reader.sign_code import SignCode
 from btr_reader.store import Store
 
 from .retrieval_helpers import edit_json
@@ -123,9 +123,7 @@ def test_from_a_store_it_reads_what_it_was_trained_on(
 ):
     reader = calibrated(make_extractive(cut_point), passages[:10], LENGTH, **CODES[code])
     model = ExtractiveModel(reader, "btr", Compression(offline=keep, joint=0.8)).eval()
-    encode_corpus(
-        span_encoder(reader, "btr", keep, LENGTH), corpus, tmp_path / "s", tables=tables_of(reader.code), progress=False
-    )
+    encode_corpus(span_encoder(reader, "btr", keep, LENGTH), corpus, tmp_path / "s", progress=False)
     store = Store(tmp_path / "s")
     assert store.settings.masked_bits == (12 if "masked" in code else 0)
     chunk = batches.examples[:4]

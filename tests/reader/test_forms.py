@@ -173,7 +173,7 @@ def test_bits_restored_on_their_way_to_a_device_are_read_alike(make_reader, offl
     reader = make_reader(*CUTS[0])
     bits = btr_kernels.pack_bits(offline_states(reader, token_batch))
     engine = ReaderEngine(reader, "btr")
-    on_device, on_the_way = engine._states(bits), engine._code.restore(bits)
+    on_device, on_the_way = engine._states(PassageBatch(bits, token_batch.sizes)), engine._code.restore(bits)
     assert on_device.restored is None and on_the_way.restored is not None
     assert torch.equal(on_the_way.residual(), on_device.residual()) and torch.equal(on_the_way.bits, bits)
 

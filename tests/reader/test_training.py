@@ -15,10 +15,11 @@ from btr_reader.decoder import GreedyDecoder
 from btr_reader.encoder import LayerTrace
 from btr_reader.engine import ReaderEngine
 from btr_reader.shares import Compression
+from btr_reader.sign_code import mask_signs
 from btr_reader.training.forward import Batch, TrainableReader, target_logits
 from btr_reader.training.losses import distillation_loss, output_divergence, recovery_loss, task_loss, top_tokens
 from btr_reader.training.settings import Surrogate
-from btr_reader.training.signs import binary_signs, mask_signs, merge_signs
+from btr_reader.training.signs import binary_signs, merge_signs
 
 
 def test_task_loss_by_hand():

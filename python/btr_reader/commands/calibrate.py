@@ -44,6 +44,8 @@ def calibrate(
     if max_passages < 1:
         raise ValueError(f"max_passages must be at least 1, got {max_passages}")
     loaded = load_reader(reader).to(parse_device(device))
+    if loaded.code is not None:
+        raise ValueError(f"{reader}: was trained with centroids, and reads bits by what was measured then")
     scale, statistics = measure(loaded, _first(passages, max_passages), passage_length)
     save_residual_scale(reader, loaded.settings, scale)
     statistics.save(reader, loaded.settings)

@@ -39,7 +39,7 @@ def encode(
         keep: Share of a passage's tokens kept; similar ones are merged.
         same_id_first: Merge tokens with equal vocabulary ids first, others only if that is not enough.
         masked_bits: Bits stored of each token; the others are filled in from the reader's tables, by vocabulary id. 0
-            stores all.
+            stores all. A reader that was trained with centroids stores as many as it was trained with.
         codebook_bytes: Bytes per token read that the whole store is to take, by sharing vectors among the tokens of a
             vocabulary id across the corpus. 0 shares none. Not together with masked bits: shared vectors are whole.
         original_ids: Keep the ids of all tokens read (2 bytes each): what the atlas form needs to read from the store.
@@ -72,9 +72,10 @@ def encode(
     if not 0 < memory_gib < float("inf"):
         raise ValueError(f"memory_gib must be positive, got {memory_gib}")
     tables = None
-    if masked_bits and not (out / MANIFEST_FILE).is_file():  # a store that is there has its own
+    chosen_here = masked_bits and encoder.reader.code is None
+    if chosen_here and not (out / MANIFEST_FILE).is_file():  # a store that is there has its own
         tables = token_statistics(loaded, reader, passages, passage_length).tables(masked_bits)
-    elif kind == "binary" and loaded.residual_scale is None:
+    elif kind == "binary" and not loaded.calibrated:
         calibrate_scale(loaded, reader, passages, passage_length)
     added = encode_corpus(
         encoder,

@@ -36,7 +36,6 @@ def encode(
         batch_size: Passages encoded at once.
     """
     from ..encoding import encode_corpus
-    from ..extractive.calibration import tables_of
     from ..extractive.reader import load_extractive_reader
     from ..extractive.stored import span_encoder
 
@@ -45,10 +44,7 @@ def encode(
     if binary and loaded.code is None:
         raise ValueError(f"{reader}: was not trained on bits; make a store of --kind float32, or train it on them")
     encoder = span_encoder(loaded, "btr" if binary else "deformer", keep, passage_length)
-    added = encode_corpus(
-        encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size,
-        tables=tables_of(loaded.code) if binary else None,
-    )  # fmt: skip
+    added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size)
     print(outcome(out, added))
 
 

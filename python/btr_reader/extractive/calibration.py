@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -12,11 +11,11 @@ from torch import Tensor
 
 import btr_kernels
 
+from ..centroids import centroid_code
 from ..encoding import calibrate_residual_scale
 from ..passages import Passage
-from ..store import TokenTables
-from ..token_statistics import PRIOR_TOKENS, TokenStatistics
-from .code import SignCode
+from ..sign_code import SignCode
+from ..token_statistics import TokenStatistics
 from .encoder import BertFusionEncoder
 from .reader import ExtractiveReader
 
@@ -48,7 +47,7 @@ def calibrated(
     norm = BertFusionEncoder(reader.model, reader.query_length).cut_norm(reader.settings)
     weight, bias = norm.weight.detach().cpu(), norm.bias.detach().cpu()
     if centroids:
-        code = _centroid_code(plain, passages, passage_length, weight, bias, masked_bits)
+        code = centroid_code(plain, passages, passage_length, weight, bias, weight, masked_bits, reader.longest_passage)
         return replace(reader, code=code.to(reader.device))
     signs = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.channels)
 
@@ -64,102 +63,3 @@ def calibrated(
         tables = signs.tables(masked_bits)
         code.mask, code.majority = torch.from_numpy(tables.mask), torch.from_numpy(tables.majority)
     return replace(reader, code=code.to(reader.device))
-
-
-def _centroid_code(
-    reader: ExtractiveReader,
-    passages: Sequence[Passage],
-    passage_length: int,
-    weight: Tensor,
-    bias: Tensor,
-    masked_bits: int,
-) -> SignCode:
-    # One after the other: the means of places first, since every id stands at most of them, then of what is left by id.
-    places = _PlaceMeans(reader.longest_passage, reader.channels)
-    calibrate_residual_scale(reader, passages, passage_length, places.add)
-    table = places.means()
-    moments = _Moments(reader.tokenizer.vocabulary_size, table)
-    calibrate_residual_scale(reader, passages, passage_length, moments.add)
-    centroids, deviation = moments.means_and_deviations()
-    stored = torch.ones_like(deviation)
-    code = SignCode(weight, bias, weight=weight, centroids=centroids, places=table)
-    if masked_bits:
-        code.mask = _largest(deviation * weight.abs(), masked_bits)
-        code.majority = torch.zeros_like(code.mask)
-        stored = btr_kernels.unpack_bits(code.mask, reader.channels).clamp(min=0)
-    # Mean magnitude of a normal variable by its deviation, over the tokens that store the channel; one that none stores
-    # is never read.
-    counts = stored * moments.tokens[:, None]
-    mean = (counts * deviation).sum(0) / counts.sum(0).clamp(min=1)
-    code.scale.data.mul_(mean * math.sqrt(2 / math.pi))
-    return code
-
-
-def tables_of(code: SignCode) -> TokenTables | None:
-    """The tables of a store of this code's bits; None where all bits are stored."""
-    if code.mask is None:
-        return None
-    stored = int(btr_kernels.unpack_bits(code.mask[:1], code.channels).gt(0).sum())
-    return TokenTables(code.mask.cpu().numpy(), code.majority.cpu().numpy(), stored)
-
-
-def _places(ids: Sequence[Sequence[int]]) -> Tensor:
-    """Where in its passage each token stands, of all passages one after the other."""
-    return torch.cat([torch.arange(len(passage)) for passage in ids])
-
-
-class _PlaceMeans:
-    """The mean of states by place in the passage, drawn to that of all places where few were seen.
-
-    Passages end with the same token, which is left out: where most of them are cut it would be all there is.
-    """
-
-    def __init__(self, longest: int, channels: int):
-        self._sums, self._tokens = torch.zeros(longest, channels), torch.zeros(longest)
-
-    def add(self, ids: list[list[int]], states: Tensor) -> None:
-        places = _places(ids)
-        inner = torch.ones(len(places))
-        inner[torch.tensor([len(passage) for passage in ids]).cumsum(0) - 1] = 0
-        self._sums.index_add_(0, places, states.cpu().float() * inner[:, None])
-        self._tokens.index_add_(0, places, inner)
-
-    def means(self) -> Tensor:
-        """`(T, d)`; a place behind all that were seen is as the last of them."""
-        means, seen = _drawn_to_overall(self._sums, self._tokens), max(int(self._tokens.count_nonzero()), 1)
-        means[seen:] = means[seen - 1]
-        return means
-
-
-class _Moments:
-    """Sums by vocabulary id, of states less their place's mean and of the squares of these."""
-
-    def __init__(self, vocabulary: int, places: Tensor):
-        self.tokens = torch.zeros(vocabulary, dtype=torch.int64)
-        self._places = places
-        self._sums, self._squares = (torch.zeros(vocabulary, places.shape[1]) for _ in range(2))
-
-    def add(self, ids: list[list[int]], states: Tensor) -> None:
-        flat, left = torch.tensor(list(chain.from_iterable(ids))), states.cpu().float() - self._places[_places(ids)]
-        self.tokens.index_add_(0, flat, torch.ones_like(flat))
-        self._sums.index_add_(0, flat, left)
-        self._squares.index_add_(0, flat, left.square())
-
-    def means_and_deviations(self) -> tuple[Tensor, Tensor]:
-        """Of each id, `(V, d)`: the mean, and the root of the mean squared distance to it; both are drawn to those of
-        all tokens where few were seen."""
-        means = _drawn_to_overall(self._sums, self.tokens)
-        counted = self.tokens[:, None] * means.square()
-        distances = (self._squares - 2 * means * self._sums + counted).clamp(min=0)
-        return means, _drawn_to_overall(distances, self.tokens).sqrt()
-
-
-def _drawn_to_overall(sums: Tensor, tokens: Tensor) -> Tensor:
-    overall = sums.sum(0) / tokens.sum().clamp(min=1)
-    return (sums + PRIOR_TOKENS * overall) / (tokens[:, None] + PRIOR_TOKENS)
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    """uint8 `(V, w)`: bits of the `count` largest channels of each row `(V, d)`; of equals the first."""
-    chosen = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return btr_kernels.pack_bits(torch.zeros_like(values).scatter_(1, chosen, 1.0) - 0.5)

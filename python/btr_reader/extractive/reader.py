@@ -16,7 +16,7 @@ from ..digests import add_tensors
 from ..jsonl import read_json_object
 from ..model import CONFIG_FILE, WEIGHTS_FILE, load_tensors
 from ..settings import ReaderSettings, default_cut_layer
-from .code import SignCode
+from ..sign_code import SignCode
 from .encoder import BertFusionEncoder
 from .tokenizer import SpanTokenizer
 
@@ -180,31 +180,21 @@ def _load_rest(directory: Path, path: Path, model: BertModel, tokenizer: SpanTok
         raise ValueError(f"{path}: query_length must be an integer and calibrated true or false")
     settings = ReaderSettings.from_dict(record.get("cut"), f"{path}: cut")
     tensors = load_tensors(directory / HEAD_FILE)
-    d, v = model.config.hidden_size, tokenizer.vocabulary_size
-    shapes = {"head.weight": (2, d), "head.bias": (2,), "code.scale": (d,), "code.bias": (d,), "code.weight": (d,)}
-    longest = model.config.max_position_embeddings - query_length
-    shapes |= {"code.centroids": (v, d), "code.places": (longest, d)}
-    shapes |= {"code.mask": (v, -(-d // 8)), "code.majority": (v, -(-d // 8))}
-    for name, tensor in tensors.items():
-        dtype = torch.uint8 if name in ("code.mask", "code.majority") else torch.float32
-        if tuple(tensor.shape) != shapes.get(name) or tensor.dtype != dtype:
-            raise ValueError(
-                f"{directory / HEAD_FILE}: tensor {name} {tensor.dtype} {tuple(tensor.shape)} is unexpected"
-            )
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{directory / HEAD_FILE}: tensor {name} must be finite")
-    together = [
-        {"code.scale", "code.bias"}, {"code.weight", "code.centroids", "code.places"}, {"code.mask", "code.majority"}
-    ]  # fmt: skip
-    missing = {"head.weight", "head.bias"}.union(*(names for names in together if names & tensors.keys()))
-    missing -= tensors.keys()
-    if missing:
-        raise ValueError(f"{directory / HEAD_FILE}: tensor {min(missing)} is missing")
+    d, where = model.config.hidden_size, str(directory / HEAD_FILE)
+    code = {name.removeprefix("code."): tensor for name, tensor in tensors.items() if name.startswith("code.")}
+    expected = {"head.weight": (2, d), "head.bias": (2,)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith("code.")}
+    if found != expected:
+        raise ValueError(f"{where}: expected the tensors {expected} and those of a code, got {found}")
+    for name in expected:
+        if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{where}: tensor {name} must be finite float32")
     head = nn.Linear(d, 2)
     head.load_state_dict({name: tensors[f"head.{name}"] for name in ("weight", "bias")})
-    code = None
-    if "code.scale" in tensors:
-        given = {name.removeprefix("code."): tensor for name, tensor in tensors.items() if name.startswith("code.")}
-        code = SignCode(calibrated=calibrated, **given)
-    return ExtractiveReader(model, head, tokenizer, settings, query_length, code)
+    reader = ExtractiveReader(model, head, tokenizer, settings, query_length)
+    if not code:
+        return reader
+    read = SignCode.from_tensors(
+        code, where, d, tokenizer.vocabulary_size, reader.longest_passage if "places" in code else None, calibrated
+    )
+    return replace(reader, code=read)

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..encoding import PassageEncoder
 from ..store import Store
-from .calibration import tables_of
 from .examples import SpanBatch, SpanExample
 from .forward import ExtractiveModel, SpanOutput
 from .reader import ExtractiveReader
 
 
 def span_encoder(reader: ExtractiveReader, form: str, keep: float, passage_length: int) -> PassageEncoder:
-    """Encodes passages as this form of the reader keeps them: float32 states for `deformer`, its code's bits for `btr`.
-
-    A new store of them needs the tables of the code (`tables_of`) where it masks bits.
-    """
-    reader.check_passage_length(passage_length)
-    if form == "deformer":
-        return PassageEncoder(replace(reader, code=None), "float32", keep, passage_length)
-    tables = None if reader.code is None else tables_of(reader.code)
-    return PassageEncoder(
-        reader, "binary", keep, passage_length, masked_bits=0 if tables is None else tables.stored_bits
-    )
+    """Encodes passages as a form of a reader keeps them: float32 states for `deformer`, its code's bits for `btr`."""
+    return PassageEncoder(reader, "float32" if form == "deformer" else "binary", keep, passage_length)
 
 
 @torch.no_grad()

@@ -122,23 +122,24 @@ class Store:
             None if shard.slots is None else torch.from_numpy(shard.slots[tokens].astype(np.int64)),
         )
 
-    def fetch(self, passage_ids: Sequence[Sequence[str]]) -> PassageBatch:
+    def fetch(self, passage_ids: Sequence[Sequence[str]], with_ids: bool = False) -> PassageBatch:
         """The states of the passages of each query: bits uint8 `(B, P, T, w)` or float32 `(B, P, T, d)`.
 
-        A missing id is a `KeyError`.
+        with_ids: also the vocabulary ids of the tokens, as readers with a code need them. A missing passage is a
+        `KeyError`; ids of a store that keeps none, a `ValueError`.
         """
         if not passage_ids or not all(passage_ids):
             raise ValueError("passage_ids must hold at least one passage for every query")
-        gathered = _Gathered(self._place(list(chain.from_iterable(passage_ids))), self)
+        gathered = _Gathered(self._place(list(chain.from_iterable(passage_ids))), self, with_ids)
         counts = [len(row) for row in passage_ids]
         dtype = np.uint8 if self.settings.kind == "binary" else np.float32
         # torch widens float16 with vector instructions, NumPy one by one.
         states = gathered.states if dtype == np.uint8 else torch.from_numpy(gathered.states).float().numpy()
         content = gathered.padded(states, counts, dtype)
         sizes = gathered.padded(gathered.sizes, counts, np.int32)
-        if gathered.positions is None:
-            return PassageBatch(content, sizes)
-        return PassageBatch(content, sizes, gathered.padded(gathered.positions, counts, np.int32))
+        positions = None if gathered.positions is None else gathered.padded(gathered.positions, counts, np.int32)
+        ids = gathered.padded(gathered.ids, counts, np.int64) if with_ids else None
+        return PassageBatch(content, sizes, positions, ids=ids)
 
     def fetch_tokens(self, passage_ids: Sequence[Sequence[str]]) -> PassageBatch:
         """The token ids that the stored states were made from, int64 `(B, P, T)`: Atlas' input for the same text.
@@ -176,7 +177,7 @@ class Store:
 class _Gathered:
     """The kept tokens of some passages, one after the other: a few calls for all of them, whatever their number."""
 
-    def __init__(self, places: Sequence[_Place], store: Store):
+    def __init__(self, places: Sequence[_Place], store: Store, with_ids: bool = False):
         shards = [shard for shard, _ in places]
         kept = [slice(shard.row_offsets[row], shard.row_offsets[row + 1]) for shard, row in places]
         read = [slice(shard.token_offsets[row], shard.token_offsets[row + 1]) for shard, row in places]
@@ -189,12 +190,19 @@ class _Gathered:
             slots = np.concatenate([shard.slots[rows] for shard, rows in zip(shards, read, strict=True)])
             lengths = np.array([rows.stop - rows.start for rows in read])
             first, self.positions, self.sizes = first_tokens(slots, lengths, self.kept, where)
+        if store.code is None and not with_ids:
+            return
+        if shards[0].kept_ids is not None:
+            ids = np.concatenate([shard.kept_ids[rows] for shard, rows in zip(shards, kept, strict=True)])
+        elif shards[0].token_ids is not None:
+            ids = np.concatenate([shard.token_ids[rows] for shard, rows in zip(shards, read, strict=True)])[first]
+        else:
+            raise ValueError(
+                f"{store.directory}: encoded with --original-ids drop: its bits cannot be read by their ids"
+            )
+        check_ids(ids, store.settings, where)
+        self.ids = ids
         if store.code is not None:
-            if shards[0].kept_ids is None:
-                ids = np.concatenate([shard.token_ids[rows] for shard, rows in zip(shards, read, strict=True)])[first]
-            else:
-                ids = np.concatenate([shard.kept_ids[rows] for shard, rows in zip(shards, kept, strict=True)])
-            check_ids(ids, store.settings, where)
             self.states = store.code.restore(self.states, ids, where)
 
     def padded(self, values: np.ndarray, counts: Sequence[int], dtype: np.dtype) -> torch.Tensor:

@@ -16,10 +16,12 @@ from ..encoder import FusionEncoder, LayerTrace, Memory
 from ..engine import Form
 from ..settings import ReaderSettings
 from ..shares import Compression
+from ..sign_code import SignCode, mask_signs
 from ..stages import StageClock
+from ..states import FloatStates, States
 from ..store import TokenTables
 from .settings import Surrogate
-from .signs import SignStates, binary_signs, mask_signs, merge_signs
+from .signs import SignStates, binary_signs, merge_signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,8 @@ class Output:
 class TrainableReader(nn.Module):
     """A T5 reader in one of its forms, for training.
 
-    residual_scale: rho `(d,)`, a parameter of the `btr` form; None trains it without calibration. compression: merging
+    residual_scale: rho `(d,)`, a parameter of the `btr` form; None trains it without calibration. code: what restores
+    bits of the `btr` form instead, a module that is trained as it is; it brings its own tables. compression: merging
     that the student learns to live with; its offline share as `btr encode --keep`, the others as in reading.
     same_id_first, masked_vocabulary: as `btr encode --same-id-first` and `--masked-bits`, of the `btr` form; for masked
     bits the number of vocabulary ids, whose tables `use_tables` gives before anything else. 0 masks none.
@@ -77,9 +80,11 @@ class TrainableReader(nn.Module):
         surrogate: Surrogate | None = None,
         same_id_first: bool = False,
         masked_vocabulary: int = 0,
+        code: SignCode | None = None,
     ):
         super().__init__()
         self.model = model
+        self.code = code
         self.settings = settings
         self.form = form
         self.residual_scale = None if residual_scale is None else nn.Parameter(residual_scale.detach().clone())
@@ -152,19 +157,24 @@ class TrainableReader(nn.Module):
 
     def _binary(
         self, floats: Tensor, passages: PassageBatch, progress: float
-    ) -> tuple[SignStates, PassageBatch, dict[str, Tensor], Tensor | None]:
+    ) -> tuple[States, PassageBatch, dict[str, Tensor], Tensor | None]:
         """What the joint layers read, its batch, the fields of `Output`, and the slots of merging, if there is any."""
-        signs = binary_signs(floats, self.surrogate.at(progress))
-        whole = self._restored(signs, passages.content)
+        ids = passages.content
+        positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+        deviation = floats if self.code is None else self.code.deviation(floats, ids, positions)
+        signs = binary_signs(deviation, self.surrogate.at(progress))
+        whole = self._restored(signs, ids, positions)
         extra = {"states": floats, "restored": whole.residual(), "sizes": passages.sizes}
         if self.compression.offline == 1:
             return whole, passages, extra, None
-        # A store masks what is left after merging, by the id of the earliest token that went there.
+        # A store restores what is left after merging by id and place of the earliest token that went there.
         signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
-        ids = passages.content.gather(-1, merged.positions.long())
-        return self._restored(signs, ids), merged, extra, slots
+        positions = merged.positions.long()
+        return self._restored(signs, ids.gather(-1, positions), positions), merged, extra, slots
 
-    def _restored(self, signs: Tensor, ids: Tensor) -> SignStates:
+    def _restored(self, signs: Tensor, ids: Tensor, positions: Tensor) -> States:
+        if self.code is not None:
+            return FloatStates(self.code.restore(self.code.as_read(signs, ids), ids, positions))
         if self.mask is not None:
             signs = mask_signs(signs, ids, self.mask, self.majority)
         return SignStates(signs, self.residual_scale, self.settings.cut_point)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..answering import choice
+from ..centroids import centroid_code
 from ..decoder import GreedyDecoder
 from ..engine import Form
 from ..evaluation import evaluate_results
@@ -52,11 +53,25 @@ class Trainer(TrainingRun):
         Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks.
         """
         check_teacher(reader, teacher, settings.objectives)
-        if form == "btr" and settings.calibrate and reader.residual_scale is None:
+        coded = form == "btr" and reader.code is not None
+        if form == "btr" and settings.calibrate and not reader.calibrated:
             raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
-        compressed = settings.compression.offline < 1 or settings.masked_bits
+        if form == "btr" and coded != settings.centroids:
+            raise ValueError(f"centroids is {settings.centroids}, but the reader's code says otherwise")
+        if coded and settings.masked_bits != reader.code.stored_bits:
+            raise ValueError(
+                f"masked_bits must be {reader.code.stored_bits} as in the reader's code, got {settings.masked_bits}"
+            )
+        compressed = settings.compression.offline < 1 or settings.masked_bits or settings.centroids
         if form != "btr" and compressed:
-            raise ValueError(f"the {form} form is trained on all tokens: offline must be 1 and masked_bits 0")
+            raise ValueError(
+                f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, and "
+                "centroids as they are"
+            )
+        if coded:
+            reader.check_passage_length(settings.passage_length)
+        else:
+            reader = replace(reader, code=None)
         if settings.masked_bits > reader.channels:
             raise ValueError(f"masked_bits must be at most the {reader.channels} channels, got {settings.masked_bits}")
         if form != "btr" and settings.objectives.recovery > 0:
@@ -65,6 +80,8 @@ class Trainer(TrainingRun):
         self.reader, self.task = reader, task
         if task in ("fever", "mmlu"):
             self.best_by = "accuracy"
+        # Chosen anew in training, unless a code has its own.
+        self._masks = bool(settings.masked_bits) and not coded
         scale = reader.residual_scale if form == "btr" and settings.calibrate else None
         reader.model.float().requires_grad_(True)
         if form == "btr" and not settings.calibrate:
@@ -79,7 +96,8 @@ class Trainer(TrainingRun):
             settings.compression,
             settings.surrogate,
             settings.same_id_first,
-            reader.tokenizer.vocabulary_size if settings.masked_bits else 0,
+            reader.tokenizer.vocabulary_size if self._masks else 0,
+            reader.code if coded else None,
         )
         self._statistics: TokenStatistics | None = None
         self._sample: list[Passage] = []
@@ -90,9 +108,8 @@ class Trainer(TrainingRun):
         self._prepare(student, form, self.teacher)
 
     def _batches(self, examples: Sequence[Example]) -> Batches:
-        if self.settings.masked_bits:
-            passages = {passage.id: passage for example in examples for passage in example.passages}
-            self._sample = list(passages.values())[: self.settings.statistics_passages]
+        if self._masks:
+            self._sample = passages_of(examples)[: self.settings.statistics_passages]
             self._measure()
         return Batches(examples, self.reader.tokenizer, self.settings)
 
@@ -119,7 +136,7 @@ class Trainer(TrainingRun):
         return losses
 
     def _scores(self, dev: Sequence[Example]) -> dict[str, float]:
-        if self.settings.masked_bits:
+        if self._masks:
             self._measure()
         return evaluate(self.student, dev, self.reader.tokenizer, self.settings, self.task)
 
@@ -129,12 +146,36 @@ class Trainer(TrainingRun):
             self._statistics.save(directory, self.reader.settings)
 
     def trained(self) -> Reader:
-        """The reader as it is now, with the scale of its form."""
+        """The reader as it is now, with the scale of its form or the code that was trained."""
+        if self.reader.code is not None:
+            return self.reader
         scale = self.student.residual_scale
         if self.form == "btr" and scale is None:
             scale = torch.ones(self.reader.config.d_model)
         scale = self.reader.residual_scale if scale is None else scale.detach().cpu()
         return replace(self.reader, residual_scale=scale)
+
+
+def with_code(reader: Reader, examples: Sequence[Example], settings: TrainingSettings) -> Reader:
+    """The reader with the code that a student with centroids starts from, measured on passages of the examples: a new
+    one, unless it has one that stores as many bits and knows as many places."""
+    code = reader.code
+    if code is not None and code.stored_bits == settings.masked_bits and len(code.places) >= settings.passage_length:
+        return reader
+    plain = replace(reader, residual_scale=None, code=None)
+    norm, _ = after_the_cut(reader.model, reader.settings)
+    ones = torch.ones(reader.channels)
+    code = centroid_code(
+        plain, passages_of(examples)[: settings.statistics_passages], settings.passage_length,
+        weight=ones, bias=torch.zeros_like(ones), importance=norm.weight.detach().float().cpu(),
+        masked_bits=settings.masked_bits,
+    )  # fmt: skip
+    return replace(plain, code=code.to(reader.device))
+
+
+def passages_of(examples: Sequence[Example]) -> list[Passage]:
+    """The passages of the examples, each once."""
+    return list({passage.id: passage for example in examples for passage in example.passages}.values())
 
 
 def evaluate(

@@ -143,9 +143,11 @@ class TrainingSettings(RunSettings):
     """Merge tokens with equal vocabulary ids first, as btr encode --same-id-first (BTR only)."""
     masked_bits: int = 0
     """Bits that are stored of each token, as btr encode --masked-bits; 0 stores all (BTR only)."""
+    centroids: bool = False
+    """Bits are signs of what a token's vocabulary id and place do not foretell, not of the state itself (BTR only)."""
     statistics_passages: int = 4096
     """Passages of the training questions that masked bits are chosen by, measured at the start and before every
-    evaluation; the best reader keeps its own."""
+    evaluation; the best reader keeps its own. With centroids these are measured on them, at the start alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,3 +158,5 @@ class TrainingSettings(RunSettings):
             raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
         if self.same_id_first and self.compression.offline == 1:
             raise ValueError("same_id_first: there is nothing to merge while offline is 1")
+        if self.centroids and not self.calibrate:
+            raise ValueError("centroids: a state that is restored through them is a calibrated one")

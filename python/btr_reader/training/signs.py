@@ -58,17 +58,6 @@ def _plan(bits: Tensor, ids: Tensor, lengths: Tensor, keep: float, same_id_first
     return btr_kernels.MergePlan(slot.to(bits.device), kept.to(bits.device), plan.max_len)
 
 
-def mask_signs(signs: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
-    """Masked bits in training: what a token does not store is its vocabulary id's majority, and has no gradient.
-
-    signs: ±1 `(..., d)`. ids: int64 `(...)`. mask, fill: uint8 `(V, w)`, the tables of the ids: channels that are
-    stored, and the majority.
-    """
-    d = signs.shape[-1]
-    stored = btr_kernels.unpack_bits(mask[ids], d, dtype=signs.dtype) > 0
-    return torch.where(stored, signs, btr_kernels.unpack_bits(fill[ids], d, dtype=signs.dtype))
-
-
 @dataclass(frozen=True, eq=False)
 class SignStates:
     """States (see `States`) restored from ±1 `(..., d)`, differentiable in them and in the scales.

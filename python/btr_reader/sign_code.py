@@ -1,13 +1,30 @@
-"""How bits stand for the states of a BERT: what is binarized, what is restored, which bits are stored."""
+"""How bits stand for states where more than signs says what they were: what is binarized, restored, stored."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 import btr_kernels
 
-from ..training.signs import mask_signs
+from .store import TokenTables
+
+_BYTES = ("mask", "majority")
+# Those that are there together or not at all.
+_GROUPS = ({"scale", "bias"}, {"weight", "centroids", "places"}, {"mask", "majority"})
+
+
+def mask_signs(signs: Tensor, ids: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
+    """Masked bits in training: what a token does not store is its vocabulary id's majority, and has no gradient.
+
+    signs: ±1 `(..., d)`. ids: int64 `(...)`. mask, fill: uint8 `(V, w)`, the tables of the ids: channels that are
+    stored, and the majority.
+    """
+    d = signs.shape[-1]
+    stored = btr_kernels.unpack_bits(mask[ids], d, dtype=signs.dtype) > 0
+    return torch.where(stored, signs, btr_kernels.unpack_bits(fill[ids], d, dtype=signs.dtype))
 
 
 class SignCode(nn.Module):
@@ -41,9 +58,57 @@ class SignCode(nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table)
 
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        channels: int,
+        vocabulary: int,
+        places: int | None = None,
+        calibrated: bool = True,
+    ) -> SignCode:
+        """The code with this state, which was read from a file. places: how many it must have, None for any number.
+
+        Raises `ValueError` naming `where` for tensors that do not fit together or to the reader.
+        """
+        d, width = channels, -(-channels // 8)
+        if places is None:
+            places = len(tensors["places"]) if "places" in tensors else 0
+        shapes = {"scale": (d,), "bias": (d,), "weight": (d,), "centroids": (vocabulary, d), "places": (places, d)}
+        shapes |= dict.fromkeys(_BYTES, (vocabulary, width))
+        for name, tensor in tensors.items():
+            dtype = torch.uint8 if name in _BYTES else torch.float32
+            if tuple(tensor.shape) != shapes.get(name) or tensor.dtype != dtype or not len(tensor):
+                raise ValueError(f"{where}: tensor code.{name} {tensor.dtype} {tuple(tensor.shape)} is unexpected")
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{where}: tensor code.{name} must be finite")
+        missing = _GROUPS[0].union(*(names for names in _GROUPS if names & tensors.keys())) - tensors.keys()
+        if missing:
+            raise ValueError(f"{where}: tensor code.{min(missing)} is missing")
+        return cls(calibrated=calibrated, **tensors)
+
     @property
     def channels(self) -> int:
         return len(self.scale)
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a store is to keep of each token, 0 for all."""
+        return 0 if self.mask is None else int(btr_kernels.unpack_bits(self.mask[:1], self.channels).gt(0).sum())
+
+    def tables(self) -> TokenTables | None:
+        """The tables of a store of this code's bits; None where all bits are stored."""
+        if self.mask is None:
+            return None
+        return TokenTables(self.mask.cpu().numpy(), self.majority.cpu().numpy(), self.stored_bits)
+
+    def check_passage_length(self, length: int) -> None:
+        """`ValueError` for passages of more tokens than places are known."""
+        if self.places is not None and length > len(self.places):
+            raise ValueError(
+                f"passage_length must be at most {len(self.places)}, the places of the reader's code, got {length}"
+            )
 
     def deviation(self, normalised: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
         """What the signs are of: normalised states `(..., d)` of tokens `(...)` at positions `(...)` of their passage,
