@@ -1,18 +1,14 @@
-"""What a run's settings do: precision, schedule, seed, rates in its metrics, several processes."""
+"""What a run's settings do: precision, schedule, seed, rates in its metrics."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from btr_reader.jsonl import write_jsonl
-from btr_reader.reader import load_reader
 from btr_reader.tasks import TASKS
 from btr_reader.training import run as training_run
 from btr_reader.training.examples import Batches, read_examples
@@ -93,36 +89,6 @@ def test_weight_decay_is_of_matrices_alone(trained):
     plain, _ = trained("plain", steps=1, warmup=0.0)
     for (name, one), two in zip(decayed.student.named_parameters(), plain.student.parameters(), strict=True):
         assert torch.equal(one, two) == (one.ndim == 1), name
-
-
-def test_two_processes_are_two_passes(trained, tiny_reader, tmp_path):
-    """Gradients of two processes are averaged like those of two passes; on a CPU, through gloo."""
-    tiny_reader().save(tmp_path / "start")
-    alone, _ = trained("alone", accumulate=2)
-    command = ["train", "teacher", "--reader", tmp_path / "start", "--train", tmp_path / "facts.jsonl"]
-    command += ["--dev", tmp_path / "facts.jsonl", "--out", tmp_path / "both", "--steps", 4, "--batch-size", 2]
-    command += ["--passages", 2, "--passage-length", 20, "--target-length", 5, "--learning-rate", 1e-3]
-    # What `accelerate launch` runs for several GPUs.
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "btr_reader",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    arguments = [*launch, *map(str, command)]
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads((tmp_path / "both" / "finished.json").read_text())["run"]["processes"] == 2
-    start = tiny_reader().model.state_dict()
-    for name, tensor in load_reader(tmp_path / "both" / BEST).model.state_dict().items():
-        mine = alone.reader.model.state_dict()[name]
-        # Sums in another order: next to how far training went, nothing.
-        assert (tensor - mine).abs().max() <= 0.02 * (mine - start[name]).abs().max() + 1e-7, name
 
 
 OBJECTIVES = ("answers", "recovery", "distillation", "divergence")

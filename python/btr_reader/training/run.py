@@ -92,6 +92,9 @@ class TrainingRun:
         self.settings, self.out = settings, Path(out)
         # accelerate's own mixed precision is one for the whole process: runs of both could not follow one another.
         self.accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=settings.accumulate)
+        if self.accelerator.num_processes > 1 and not settings.objectives.of_outputs:
+            # They would wait for gradients of what follows the encoder, which then has none.
+            raise ValueError("objectives: answers or divergence must be above 0 on several devices")
         set_seed(settings.seed)
         self._progress_shown = progress and self.accelerator.is_main_process
 

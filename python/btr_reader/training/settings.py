@@ -65,6 +65,11 @@ class Objectives:
             raise ValueError("objectives: at least one weight must be above 0: there is nothing to train for")
 
     @property
+    def of_outputs(self) -> bool:
+        """Whether anything is asked of the outputs, and not of states alone."""
+        return self.answers > 0 or self.divergence > 0
+
+    @property
     def need_teacher(self) -> bool:
         return self.distillation > 0 or self.divergence > 0
 
