@@ -1,4 +1,4 @@
-"""Training of the extractive reader: what learns, what stays, what a teacher that is remembered gives, the command."""
+"""Training of the extractive reader: what learns, what stays, what a teacher that is remembered gives."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ import pytest
 import torch
 
 from btr_reader.extractive.answering import span_scores
-from btr_reader.extractive.examples import SpanExample, read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import HEAD_FILE, load_extractive_reader
 from btr_reader.extractive.spans import span_loss
-from btr_reader.jsonl import write_jsonl
-from btr_reader.passages import Passage
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
-from btr_reader.store import Store
 from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, student_of
 from btr_reader.training.extractive_settings import ExtractiveSettings
 from btr_reader.training.losses import top_tokens
 from btr_reader.training.run import BEST, METRICS
 from btr_reader.training.settings import Objectives
 
-from .helpers import killed_at, rows, run
-from .retrieval_helpers import WORDS, tiny_encoder
+from .extractive_helpers import questions, tiny_bert
+from .helpers import killed_at
 
 ALONE = Objectives(recovery=0.0, distillation=0.0, divergence=0.0)
 SETTINGS = ExtractiveSettings(
@@ -34,20 +30,9 @@ SETTINGS = ExtractiveSettings(
 )  # fmt: skip
 
 
-def questions(count: int) -> list[SpanExample]:
-    """`who has WORD`: that word, which is in one of two passages."""
-    found = []
-    for number in range(count):
-        words = [WORDS[(number * step + number // 12) % 12] for step in (1, 5, 7, 11)]
-        words += [word for word in WORDS if word not in words]
-        passages = [Passage(f"{side}{number}", "", " ".join(words[side::2])) for side in (0, 1)]
-        found.append(SpanExample(f"q{number}", f"who has {words[number % 9]}", [words[number % 9]], passages))
-    return found
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return tiny_encoder(tmp_path_factory.mktemp("bert") / "tiny", ["title : context who has " + " ".join(WORDS)], 1, 32)
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 @pytest.fixture
@@ -206,45 +191,3 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
         replace(ALONE, answers=0.0)
     with pytest.raises(ValueError, match="masked_bits must be at least 0"):
         replace(SETTINGS, masked_bits=-1)
-
-
-def test_command(directory, tmp_path, capsys):
-    records = [
-        {
-            "id": e.id, "question": e.question, "answers": e.answers,
-            "passages": [{"id": p.id, "title": p.title, "text": p.text} for p in e.passages],
-        }
-        for e in questions(8)
-    ]  # fmt: skip
-    path = tmp_path / "q.jsonl"
-    write_jsonl(path, records)
-    assert [e.answers for e in read_span_examples(path)] == [e.answers for e in questions(8)]
-    common = ["--train", path, "--dev", path, "--steps", "2", "--batch-size", "4", "--passage-length", "16"]
-    start = ["--model", directory, "--cut-layer", "1", "--query-length", "8"]
-    assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "t") == 0
-    assert "exact match" in capsys.readouterr().out
-    status = run(
-        "train", "extractive", "--form", "btr", "--model", tmp_path / "t" / BEST, "--teacher", tmp_path / "t" / BEST,
-        *common, "--masked-bits", "16", "--out", tmp_path / "s",
-    )  # fmt: skip
-    assert status == 0 and "on 8 questions" in capsys.readouterr().out
-    assert load_extractive_reader(tmp_path / "s" / BEST).code.mask is not None
-    corpus = {passage["id"]: passage for record in records for passage in record["passages"]}
-    write_jsonl(tmp_path / "corpus.jsonl", corpus.values())
-    encode = ["extractive", "encode", tmp_path / "corpus.jsonl", "--passage-length", "16"]
-    assert run(*encode, "--reader", tmp_path / "s" / BEST, "--out", tmp_path / "store") == 0
-    assert Store(tmp_path / "store").settings.masked_bits == 16
-    answer = ["extractive", "answer", "--questions", path, "--reader", tmp_path / "s" / BEST]
-    assert run(*answer, "--store", tmp_path / "store", "--out", tmp_path / "answers.jsonl") == 0
-    answers = rows(tmp_path / "answers.jsonl")
-    assert [row["id"] for row in answers] == [record["id"] for record in records]
-    for row, record in zip(answers, records, strict=True):
-        assert any(row["generation"] in passage["text"] for passage in record["passages"])
-    assert run(*answer, "--out", tmp_path / "others.jsonl", "--passage-length", "16") == 0
-    assert [row["generation"] for row in rows(tmp_path / "others.jsonl")] != [row["generation"] for row in answers]
-    assert run("eval", "--task", "nq", "--answers", tmp_path / "answers.jsonl") == 0
-    assert run(*encode, "--reader", tmp_path / "t" / BEST, "--out", tmp_path / "other") == 1
-    assert "was not trained on bits" in capsys.readouterr().err
-    write_jsonl(path, [records[0], records[0]])
-    assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "u") == 1
-    assert "occurs twice" in capsys.readouterr().err

@@ -20,6 +20,7 @@ def encode(
     passage_length: int = 128,
     shard_passages: int = 1024,
     batch_size: int = 32,
+    device: str = "cpu",
 ) -> None:
     """Encodes a corpus into a store for an extractive reader, with the bits masked that it was trained without.
 
@@ -34,12 +35,14 @@ def encode(
         passage_length: Tokens that a passage is cut to, end token included.
         shard_passages: Passages in a shard: what an interruption loses at most.
         batch_size: Passages encoded at once.
+        device: cpu, cuda, or cuda with a number.
     """
+    from ..devices import parse_device
     from ..encoding import encode_corpus
     from ..extractive.reader import load_extractive_reader
     from ..extractive.stored import span_encoder
 
-    loaded = load_extractive_reader(reader)
+    loaded = load_extractive_reader(reader).to(parse_device(device))
     binary = kind == "binary"
     if binary and loaded.code is None:
         raise ValueError(f"{reader}: was not trained on bits; make a store of --kind float32, or train it on them")
@@ -59,6 +62,9 @@ def answer(
     similarity: Literal["hamming", "keys"] = "hamming",
     answer_length: int = 30,
     batch_size: int = 8,
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Answers questions with spans of their passages, and writes Atlas' results format, which `btr eval` scores.
 
@@ -73,43 +79,54 @@ def answer(
         similarity: What makes tokens similar there: the signs of their states, or the layer's keys.
         answer_length: Tokens that an answer can have.
         batch_size: Questions read at once.
+        device: cpu, cuda, or cuda with a number.
+        resume: Continue a results file that was interrupted, with the same options (they are in OUT.options.json).
+        overwrite: Replace a results file that exists.
     """
+    import json
+
     from tqdm import tqdm
 
     from ..answering import form_of
-    from ..extractive.answering import answer_spans
+    from ..devices import parse_device
+    from ..extractive.answering import answers_in_order
     from ..extractive.examples import SpanBatches, read_span_examples
     from ..extractive.forward import ExtractiveModel
     from ..extractive.reader import load_extractive_reader
-    from ..jsonl import write_jsonl
     from ..shares import Compression
     from ..store import Store
+    from .resuming import check_resumption, finished_lines
 
     if min(passages, answer_length, batch_size) < 1:
         raise ValueError(
             f"passages, answer_length and batch_size must be at least 1, got {passages}, {answer_length}, {batch_size}"
         )
-    loaded = load_extractive_reader(reader)
+    given = {"reader": reader, "questions": questions, "store": store, "passages": passages}
+    given |= {"passage_length": passage_length, "keep_joint": keep_joint, "similarity": similarity}
+    done = finished_lines(out, resume, overwrite, {**given, "answer_length": answer_length})
+    loaded = load_extractive_reader(reader).to(parse_device(device))
     opened = None if store is None else Store(store)
     loaded.check_passage_length(passage_length if opened is None else opened.settings.passage_length)
     model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint, similarity=similarity))
     examples = read_span_examples(questions)
+    check_resumption(
+        out,
+        [(str(row.get("id")), str(row.get("query"))) for row in done],
+        [(example.id, example.question) for example in examples],
+    )
     batches = SpanBatches(
         examples, loaded.tokenizer, batch_size=batch_size, passages=passages,
         passage_length=passage_length if opened is None else opened.settings.passage_length,
         query_length=loaded.query_length,
     )  # fmt: skip
-    answers = {}
-    with tqdm(desc=f"answer ({model.form})", unit=" questions", total=len(examples)) as bar:
-        for example, found in answer_spans(model, batches, answer_length, opened):
-            answers[example.id] = found
-            bar.update()
-    records = (
-        {
-            "id": example.id, "query": example.question, "answers": example.answers, "generation": answers[example.id],
-            "passages": [{"id": passage.id} for passage in example.passages[:passages]],
-        }
-        for example in examples
-    )  # fmt: skip
-    write_jsonl(out, records)
+    answers = answers_in_order(model, batches, answer_length, opened, len(done))
+    shown = {"desc": f"answer ({model.form})", "unit": " questions", "total": len(examples), "initial": len(done)}
+    with out.open("a" if done else "w", encoding="utf-8") as file:
+        for example, found in tqdm(answers, **shown):
+            record = {
+                "id": example.id, "query": example.question, "answers": example.answers, "generation": found,
+                "passages": [{"id": passage.id} for passage in example.passages[:passages]],
+            }  # fmt: skip
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
     print(f"{out}: {len(examples)} results")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -14,8 +14,11 @@ from .forward import ExtractiveModel
 from .spans import best_spans
 from .stored import spans_from_store
 
+#: Batches' worth of questions that are sorted by length together where answers come in the order of the questions: an
+#: interruption loses as many at most.
+POOL = 8
 
-@torch.no_grad()
+
 def answer_spans(
     model: ExtractiveModel, batches: SpanBatches, longest: int, store: Store | None = None
 ) -> Iterator[tuple[SpanExample, str]]:
@@ -26,9 +29,41 @@ def answer_spans(
     """
     if store is not None:
         check_store(store, model.reader)
+    yield from _answers(model, batches, batches.alike(batches.examples), longest, store)
+
+
+def answers_in_order(
+    model: ExtractiveModel, batches: SpanBatches, longest: int, store: Store | None = None, done: int = 0
+) -> Iterator[tuple[SpanExample, str]]:
+    """The same in the order of the questions, from number `done` on, counted from 0.
+
+    Whatever is done, a question is read in the batch that it is in from the start on, so that its answer is the same:
+    padding to another length would round otherwise.
+    """
+    if store is not None:
+        check_store(store, model.reader)
+    size = POOL * batches.batch_size
+    for start in range(done - done % size, len(batches.examples), size):
+        pool = batches.examples[start : start + size]
+        wanted = pool[max(0, done - start) :]
+        names = {example.id for example in wanted}
+        chunks = [chunk for chunk in batches.alike(pool) if any(example.id in names for example in chunk)]
+        found = {example.id: text for example, text in _answers(model, batches, chunks, longest, store)}
+        for example in wanted:
+            yield example, found[example.id]
+
+
+@torch.no_grad()
+def _answers(
+    model: ExtractiveModel,
+    batches: SpanBatches,
+    chunks: Iterable[list[SpanExample]],
+    longest: int,
+    store: Store | None,
+) -> Iterator[tuple[SpanExample, str]]:
     model.eval()
     device = next(model.parameters()).device
-    for chunk in batches.all():
+    for chunk in chunks:
         batch = batches.batch(chunk).to(device)
         output = model(batch, 1.0, False) if store is None else spans_from_store(model, store, chunk, batch)
         spans = best_spans(output.start, output.end, longest).tolist()

@@ -156,16 +156,13 @@ class SpanBatches:
         pool = self.POOL * self.batch_size
         batches = []
         for start in range(0, len(shuffled), pool):
-            batches += self._alike(shuffled[start : start + pool])
+            batches += self.alike(shuffled[start : start + pool])
         return chance.sample(batches, len(batches))
 
-    def _alike(self, examples: Sequence[SpanExample]) -> list[list[SpanExample]]:
+    def alike(self, examples: Sequence[SpanExample]) -> list[list[SpanExample]]:
+        """These questions once, in batches of similar length, the longest first."""
         ordered = sorted(examples, key=self.longest, reverse=True)
         return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
-
-    def all(self) -> list[list[SpanExample]]:
-        """All questions once, in batches of similar length, the longest first."""
-        return self._alike(self.examples)
 
     def batch(self, examples: Sequence[SpanExample]) -> SpanBatch:
         queries = pad_queries([self.tokenizer.encode_question(e.question, self.query_length) for e in examples])

@@ -87,6 +87,11 @@ class ExtractiveReader:
         """The same weights cut elsewhere; the code belongs to the old cut and is dropped where the cut changes."""
         return replace(self, settings=settings, code=self.code if settings == self.settings else None)
 
+    def to(self, device: torch.device | str) -> ExtractiveReader:
+        """The reader on a device. Model, head and code themselves are moved."""
+        code = None if self.code is None else self.code.to(device)
+        return replace(self, model=self.model.to(device), head=self.head.to(device), code=code)
+
     def passage_states(self, ids: Tensor, sizes: Tensor) -> Tensor:
         """What a store keeps, `(N, T, d)`, of passages read alone: normalised states (less what their code foretells).
 
