@@ -166,7 +166,9 @@ class Runs:
         batches = batches_of(self.dev, reader, settings)
         if form == "atlas":
             return {"scores": span_scores(model, batches, settings.answer_length)}
-        encoder = span_encoder(reader, form, settings.compression.offline, settings.passage_length)
+        encoder = span_encoder(
+            reader, form, settings.compression.offline, settings.passage_length, settings.same_id_first
+        )
         encode_corpus(encoder, self.work / "read.jsonl", out)
         report = store_report(out)
         scores = span_scores(model, batches, settings.answer_length, Store(out))

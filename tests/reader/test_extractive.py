@@ -114,21 +114,32 @@ CODES = {
 
 
 @pytest.mark.parametrize(
-    "code, keep, cut_point",
-    [(name, 1.0, "layer_output") for name in CODES]
-    + [("plain", 0.6, "attention_output"), ("centroids, masked", 0.6, "layer_output"), ("masked", 0.6, "layer_output")],
+    "code, keep, same_id_first, cut_point",
+    [(name, 1.0, False, "layer_output") for name in CODES]
+    + [("plain", 0.6, False, "attention_output"), ("centroids, masked", 0.6, False, "layer_output")]
+    + [("masked", 0.6, same_id_first, "layer_output") for same_id_first in (False, True)]
+    + [("centroids", 0.8, True, "attention_output")],
 )
 def test_from_a_store_it_reads_what_it_was_trained_on(
-    make_extractive, batches, corpus, passages, tmp_path, code, keep, cut_point
+    make_extractive, batches, corpus, passages, tmp_path, monkeypatch, code, keep, same_id_first, cut_point
 ):
     reader = calibrated(make_extractive(cut_point), passages[:10], LENGTH, **CODES[code])
-    model = ExtractiveModel(reader, "btr", Compression(offline=keep, joint=0.8)).eval()
-    encode_corpus(span_encoder(reader, "btr", keep, LENGTH), corpus, tmp_path / "s", progress=False)
+    compression = Compression(offline=keep, joint=0.8)
+    model = ExtractiveModel(reader, "btr", compression, same_id_first=same_id_first).eval()
+    encode_corpus(span_encoder(reader, "btr", keep, LENGTH, same_id_first), corpus, tmp_path / "s", progress=False)
     store = Store(tmp_path / "s")
     assert store.settings.masked_bits == (12 if "masked" in code else 0)
     chunk = batches.examples[:4]
     batch = batches.batch(chunk)
-    trained, read = model(batch), spans_from_store(model, store, chunk, batch)
+    seen, restore = [], reader.code.restore
+    monkeypatch.setattr(reader.code, "restore", lambda signs, *where: seen.append(signs) or restore(signs, *where))
+    trained = model(batch)
+    stored = store.fetch([[passage.id for passage in example.passages[:3]] for example in chunk])
+    present = stored.sizes > 0
+    assert torch.equal(btr_kernels.pack_bits(seen[-1])[present], stored.content[present])
+    read = spans_from_store(model, store, chunk, batch)
+    if same_id_first:
+        assert not torch.allclose(ExtractiveModel(reader, "btr", compression)(batch).start, trained.start, atol=1e-3)
     torch.testing.assert_close(read.start, trained.start, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(read.end, trained.end, atol=1e-4, rtol=1e-4)
     # It does read the store: other bits give other answers.
@@ -145,6 +156,7 @@ def test_float_states_from_a_store(make_extractive, batches, corpus, tmp_path):
     reader = make_extractive()
     model = ExtractiveModel(reader, "deformer")
     encode_corpus(span_encoder(reader, "deformer", 1.0, LENGTH), corpus, tmp_path / "s", progress=False)
+    assert span_encoder(reader, "deformer", 0.6, LENGTH, same_id_first=True).same_id_first
     chunk = batches.examples[:4]
     batch = batches.batch(chunk)
     torch.testing.assert_close(

@@ -45,14 +45,17 @@ def test_from_a_bert_to_answers(directory, tmp_path, capsys):
     assert "exact match" in capsys.readouterr().out
     status = run(
         "train", "extractive", "--form", "btr", "--model", tmp_path / "t" / BEST, "--teacher", tmp_path / "t" / BEST,
-        *common, "--masked-bits", "16", "--out", tmp_path / "s",
+        *common, "--masked-bits", "16", "--offline", "0.8", "--same-id-first", "--out", tmp_path / "s",
     )  # fmt: skip
     assert status == 0 and "on 8 questions" in capsys.readouterr().out
     assert load_extractive_reader(tmp_path / "s" / BEST).code.mask is not None
     corpus = write_passages(tmp_path / "corpus.jsonl", questions(8))
-    encode = ["extractive", "encode", corpus, "--passage-length", "16"]
-    assert run(*encode, "--reader", tmp_path / "s" / BEST, "--out", tmp_path / "store") == 0
-    assert Store(tmp_path / "store").settings.masked_bits == 16
+    encode = ["extractive", "encode", corpus, "--passage-length", "16", "--same-id-first"]
+    assert run(*encode, "--keep", 0.8, "--reader", tmp_path / "s" / BEST, "--out", tmp_path / "store") == 0
+    settings = Store(tmp_path / "store").settings
+    assert (settings.masked_bits, settings.keep, settings.same_id_first) == (16, 0.8, True)
+    assert run(*encode, "--reader", tmp_path / "s" / BEST, "--out", tmp_path / "other") == 1
+    assert "pass --keep below 1" in capsys.readouterr().err
     answer = ["extractive", "answer", "--questions", path, "--reader", tmp_path / "s" / BEST]
     assert run(*answer, "--store", tmp_path / "store", "--out", tmp_path / "answers.jsonl") == 0
     answers = rows(tmp_path / "answers.jsonl")
@@ -62,7 +65,7 @@ def test_from_a_bert_to_answers(directory, tmp_path, capsys):
     assert run(*answer, "--out", tmp_path / "others.jsonl", "--passage-length", "16") == 0
     assert [row["generation"] for row in rows(tmp_path / "others.jsonl")] != [row["generation"] for row in answers]
     assert run("eval", "--task", "nq", "--answers", tmp_path / "answers.jsonl") == 0
-    assert run(*encode, "--reader", tmp_path / "t" / BEST, "--out", tmp_path / "other") == 1
+    assert run(*encode, "--keep", 0.8, "--reader", tmp_path / "t" / BEST, "--out", tmp_path / "other") == 1
     assert "was not trained on bits" in capsys.readouterr().err
     write_jsonl(path, [asked[0], asked[0]])
     assert run("train", "extractive", "--form", "teacher", *start, *common, "--out", tmp_path / "u") == 1

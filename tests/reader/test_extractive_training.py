@@ -108,6 +108,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(make, tmp_path, form):
     [
         {"calibrate": False},
         {"centroids": True, "masked_bits": 16, "compression": Compression(offline=0.7, joint=0.8)},
+        {"same_id_first": True, "compression": Compression(offline=0.7)},
         {"masked_bits": 16},
     ],
 )
@@ -118,7 +119,9 @@ def test_binary_students_train_their_lower_layers(make, tmp_path, changes):
     weight = reader.model.encoder.layer[0].output.dense.weight
     before, tables = weight.clone(), {name: t.clone() for name, t in reader.code.named_buffers()}
     restored = [p.clone() for p in reader.code.parameters()]
-    ExtractiveTrainer(reader, "btr", settings, tmp_path, progress=False).train(questions(12), questions(4))
+    trainer = ExtractiveTrainer(reader, "btr", settings, tmp_path, progress=False)
+    trainer.train(questions(12), questions(4))
+    assert trainer.student.same_id_first == settings.same_id_first
     assert not torch.equal(before, weight)
     assert all(torch.equal(tables[name], t) for name, t in reader.code.named_buffers())
     moved = [not torch.equal(old, new) for old, new in zip(restored, reader.code.parameters(), strict=True)]
@@ -191,3 +194,5 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
         replace(ALONE, answers=0.0)
     with pytest.raises(ValueError, match="masked_bits must be at least 0"):
         replace(SETTINGS, masked_bits=-1)
+    with pytest.raises(ValueError, match="same_id_first: there is nothing to merge while offline is 1"):
+        replace(SETTINGS, same_id_first=True)

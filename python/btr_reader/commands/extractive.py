@@ -17,6 +17,7 @@ def encode(
     out: Path,
     kind: Literal["binary", "float32"] = "binary",
     keep: float = 1.0,
+    same_id_first: bool = False,
     passage_length: int = 128,
     shard_passages: int = 1024,
     batch_size: int = 32,
@@ -32,6 +33,7 @@ def encode(
         out: Store directory.
         kind: Bits (BTR), or the float states of a DeFormer reader.
         keep: Share of a passage's tokens kept; similar ones are merged.
+        same_id_first: Merge tokens with equal vocabulary ids first, others only if that is not enough.
         passage_length: Tokens that a passage is cut to, end token included.
         shard_passages: Passages in a shard: what an interruption loses at most.
         batch_size: Passages encoded at once.
@@ -42,11 +44,13 @@ def encode(
     from ..extractive.reader import load_extractive_reader
     from ..extractive.stored import span_encoder
 
+    if same_id_first and keep == 1:
+        raise ValueError("--same-id-first says what is merged first, but nothing is: pass --keep below 1")
     loaded = load_extractive_reader(reader).to(parse_device(device))
     binary = kind == "binary"
     if binary and loaded.code is None:
         raise ValueError(f"{reader}: was not trained on bits; make a store of --kind float32, or train it on them")
-    encoder = span_encoder(loaded, "btr" if binary else "deformer", keep, passage_length)
+    encoder = span_encoder(loaded, "btr" if binary else "deformer", keep, passage_length, same_id_first)
     added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size)
     print(outcome(out, added))
 

@@ -40,8 +40,9 @@ class SpanOutput:
 class ExtractiveModel(nn.Module):
     """An extractive reader in one of its forms.
 
-    compression: merging that a BTR student learns to live with: its offline share as `PassageEncoder` does it, its
-    joint share while reading. There is no decoder to merge for. Raises `ValueError` for a form that the reader lacks.
+    compression: merging that a BTR student learns to live with: its offline share as `PassageEncoder` does it, with
+    the same same_id_first, its joint share while reading. There is no decoder to merge for. Raises `ValueError` for a
+    form that the reader lacks.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ExtractiveModel(nn.Module):
         form: Form,
         compression: Compression | None = None,
         surrogate: Surrogate | None = None,
+        same_id_first: bool = False,
     ):
         super().__init__()
         compression = compression or Compression()
@@ -64,6 +66,7 @@ class ExtractiveModel(nn.Module):
         # A reader with a code can still be read on floats; those are kept as they are.
         self.reader, self.form = reader if form == "btr" else replace(reader, code=None), form
         self.compression, self.surrogate = compression, surrogate or Surrogate()
+        self.same_id_first = same_id_first
 
     @property
     def encoder(self) -> BertFusionEncoder:
@@ -87,7 +90,7 @@ class ExtractiveModel(nn.Module):
         restored = self.code.restore(self.code.as_read(signs, ids), ids, positions)
         sizes, slots, read = passages.sizes, None, restored
         if self.compression.offline < 1:
-            signs, merged, slots = merge_signs(signs, passages, self.compression.offline)
+            signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
             # A merged token is read as its earliest token.
             positions = merged.positions.long()
             kept = ids.gather(2, positions)

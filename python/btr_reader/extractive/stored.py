@@ -14,9 +14,15 @@ from .forward import ExtractiveModel, SpanOutput
 from .reader import ExtractiveReader
 
 
-def span_encoder(reader: ExtractiveReader, form: str, keep: float, passage_length: int) -> PassageEncoder:
-    """Encodes passages as a form of a reader keeps them: float32 states for `deformer`, its code's bits for `btr`."""
-    return PassageEncoder(reader, "float32" if form == "deformer" else "binary", keep, passage_length)
+def span_encoder(
+    reader: ExtractiveReader, form: str, keep: float, passage_length: int, same_id_first: bool = False
+) -> PassageEncoder:
+    """Encodes passages as a form of a reader keeps them: float32 states for `deformer`, its code's bits for `btr`.
+
+    keep, passage_length, same_id_first: as in `PassageEncoder`, which raises the same errors.
+    """
+    kind = "float32" if form == "deformer" else "binary"
+    return PassageEncoder(reader, kind, keep, passage_length, same_id_first=same_id_first)
 
 
 @torch.no_grad()

@@ -150,7 +150,7 @@ class ExtractiveTrainer(TrainingRun):
         if settings.frozen_layers:
             reader.model.embeddings.requires_grad_(False)
             reader.model.encoder.layer[: settings.frozen_layers].requires_grad_(False)
-        student = ExtractiveModel(reader, form, settings.compression, settings.surrogate)
+        student = ExtractiveModel(reader, form, settings.compression, settings.surrogate, settings.same_id_first)
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         self._prepare(student, form, None if teacher is None else teacher.model, query_length=reader.query_length)

@@ -111,6 +111,8 @@ class RunSettings:
     objectives: Objectives = field(default_factory=Objectives)
     surrogate: Surrogate = field(default_factory=Surrogate)
     compression: Compression = field(default_factory=Compression)
+    same_id_first: bool = False
+    """Merge tokens with equal vocabulary ids first, as --same-id-first of the reader's encode command (BTR only)."""
     calibrate: bool = True
     """Bits are restored with trained scales; --no-calibrate restores plain ±1, an ablation."""
 
@@ -128,6 +130,8 @@ class RunSettings:
         for name, known in (("schedule", Schedule), ("precision", Precision)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        if self.same_id_first and self.compression.offline == 1:
+            raise ValueError("same_id_first: there is nothing to merge while offline is 1")
 
     def _check_lengths(self, *names: str) -> None:
         for name in names:
@@ -144,8 +148,6 @@ class TrainingSettings(RunSettings):
 
     target_length: int = 32
     """Tokens an answer is cut to, sentinel and end token included."""
-    same_id_first: bool = False
-    """Merge tokens with equal vocabulary ids first, as btr encode --same-id-first (BTR only)."""
     masked_bits: int = 0
     """Bits that are stored of each token, as btr encode --masked-bits; 0 stores all (BTR only)."""
     centroids: bool = False
@@ -161,7 +163,5 @@ class TrainingSettings(RunSettings):
             raise ValueError(f"statistics_passages must be at least 1, got {self.statistics_passages}")
         if self.masked_bits < 0:
             raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
-        if self.same_id_first and self.compression.offline == 1:
-            raise ValueError("same_id_first: there is nothing to merge while offline is 1")
         if self.centroids and not self.calibrate:
             raise ValueError("centroids: a state that is restored through them is a calibrated one")
