@@ -128,6 +128,36 @@ def test_binary_students_train_their_lower_layers(make, tmp_path, changes):
     assert all(moved) if settings.calibrate else not any(moved)
 
 
+OF_BITS = [{}, {"masked_bits": 16}, {"centroids": True}, {"centroids": True, "masked_bits": 9}, {"calibrate": False}]
+
+
+@pytest.mark.parametrize("changes", OF_BITS)
+def test_a_student_of_the_same_settings_keeps_its_code(make, tmp_path, changes):
+    settings = replace(SETTINGS, **changes)
+    start = student_of(make(), "btr", questions(4), settings)
+    with torch.no_grad():
+        start.code.scale.mul_(1.5)
+        start.code.bias.add_(0.25)
+    start.save(tmp_path)
+    loaded = load_extractive_reader(tmp_path)
+    # On other questions tables would be others.
+    code = student_of(loaded, "btr", questions(12), settings).code
+    assert code.calibrated == settings.calibrate and code.state_dict().keys() == start.code.state_dict().keys()
+    for name, tensor in start.code.state_dict().items():
+        assert torch.equal(code.state_dict()[name], tensor), name
+    for other in (*OF_BITS, {**changes, "masked_bits": 17}):
+        if other != changes:
+            asked = replace(SETTINGS, **other)
+            code = student_of(loaded, "btr", questions(4), asked).code
+            expected = student_of(make(), "btr", questions(4), asked).code
+            assert code.calibrated == asked.calibrate and code.state_dict().keys() == expected.state_dict().keys()
+            for name, tensor in expected.state_dict().items():
+                assert torch.equal(code.state_dict()[name], tensor), name
+    elsewhere = loaded.with_settings(ReaderSettings(1, "attention_output"))
+    assert not torch.equal(student_of(elsewhere, "btr", questions(4), settings).code.scale, start.code.scale)
+    assert student_of(loaded, "deformer", questions(4), SETTINGS).code is None
+
+
 def test_a_remembered_teacher_says_the_same(make):
     settings = replace(SETTINGS, objectives=Objectives())
     reader = make()

@@ -18,7 +18,8 @@ class ExtractiveFiles:
     """What is trained on what."""
 
     model: Path
-    """Directory of a BERT with its tokenizer, or of an extractive reader, such as the teacher, to start from."""
+    """Directory of a BERT with its tokenizer, or of an extractive reader, such as the teacher, to start from; a BTR
+    student of the same bits keeps its scales and tables."""
     train: Path
     """Questions with answers and the texts of their passages, in Atlas' format of natural questions."""
     dev: Path

@@ -29,16 +29,32 @@ STATISTICS_PASSAGES = 8192
 def student_of(
     reader: ExtractiveReader, form: Form, examples: Sequence[SpanExample], settings: ExtractiveSettings
 ) -> ExtractiveReader:
-    """The reader to train in this form: for BTR with a code of these settings, measured on the examples' passages."""
+    """The reader to train in this form, for BTR with a code of these settings.
+
+    A reader that has one keeps it, with the scales that were trained: its code is of the same settings where it stores
+    as many bits, has centroids or not, and is calibrated or not, as they say (a code of another cut is gone by then).
+    Otherwise it is measured on the examples' passages. Raises `ValueError` for what `calibrated` refuses, and for
+    passages that are longer than the reader has places for.
+    """
     if form != "btr":
         return replace(reader, code=None)
     reader.check_passage_length(settings.passage_length)
+    if _has_code_of(reader, settings):
+        return reader
     passages = {passage.id: passage for example in examples for passage in example.passages}
     count = STATISTICS_PASSAGES if settings.masked_bits or settings.centroids else CALIBRATION_PASSAGES
     return calibrated(
         reader, list(passages.values())[:count], settings.passage_length,
         calibrate=settings.calibrate, masked_bits=settings.masked_bits, centroids=settings.centroids,
     )  # fmt: skip
+
+
+def _has_code_of(reader: ExtractiveReader, settings: ExtractiveSettings) -> bool:
+    code = reader.code
+    if code is None:
+        return False
+    found = (code.stored_bits, code.centroids is not None, code.calibrated)
+    return found == (settings.masked_bits, settings.centroids, settings.calibrate)
 
 
 class SpanTeacher:
