@@ -222,7 +222,7 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
                 ExtractiveTrainer(make(), form, replace(SETTINGS, objectives=ALONE, **changes), tmp_path)
     with pytest.raises(ValueError, match="objectives: at least one weight must be above 0"):
         replace(ALONE, answers=0.0)
-    with pytest.raises(ValueError, match="masked_bits must be at least 0"):
+    with pytest.raises(ValueError, match="masked_bits must be 0 or more"):
         replace(SETTINGS, masked_bits=-1)
     with pytest.raises(ValueError, match="same_id_first: there is nothing to merge while offline is 1"):
         replace(SETTINGS, same_id_first=True)

@@ -15,16 +15,12 @@ class ExtractiveSettings(RunSettings):
     """Tokens that an answer can have."""
     frozen_layers: int = 0
     """Lowest layers that are not trained, nor are the embeddings then; 0 trains everything."""
-    masked_bits: int = 0
-    """Bits stored of each token, 0 for all (BTR only): the student learns to live with the others' being guessed."""
-    centroids: bool = False
-    """Bits are signs of what a token's vocabulary id and place do not foretell, not of the state itself (BTR only)."""
     remember_teacher: bool = False
     """Keep what the teacher gives for a question in memory, rounded to bfloat16, instead of asking it every epoch: of
     100 tokens 40 KB a joint layer of 384 channels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("answer_length", 1), ("frozen_layers", 0), ("masked_bits", 0)):
+        for name, least in (("answer_length", 1), ("frozen_layers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

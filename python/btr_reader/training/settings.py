@@ -113,6 +113,10 @@ class RunSettings:
     compression: Compression = field(default_factory=Compression)
     same_id_first: bool = False
     """Merge tokens with equal vocabulary ids first, as --same-id-first of the reader's encode command (BTR only)."""
+    masked_bits: int = 0
+    """Bits stored of each token, 0 for all (BTR only): the student learns to live with the others' being guessed."""
+    centroids: bool = False
+    """Bits are signs of what a token's vocabulary id and place do not foretell, not of the state itself (BTR only)."""
     calibrate: bool = True
     """Bits are restored with trained scales; --no-calibrate restores plain ±1, an ablation."""
 
@@ -132,6 +136,10 @@ class RunSettings:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.same_id_first and self.compression.offline == 1:
             raise ValueError("same_id_first: there is nothing to merge while offline is 1")
+        if self.masked_bits < 0:
+            raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
+        if self.centroids and not self.calibrate:
+            raise ValueError("centroids: a state that is restored through them is a calibrated one")
 
     def _check_lengths(self, *names: str) -> None:
         for name in names:
@@ -148,10 +156,6 @@ class TrainingSettings(RunSettings):
 
     target_length: int = 32
     """Tokens an answer is cut to, sentinel and end token included."""
-    masked_bits: int = 0
-    """Bits that are stored of each token, as btr encode --masked-bits; 0 stores all (BTR only)."""
-    centroids: bool = False
-    """Bits are signs of what a token's vocabulary id and place do not foretell, not of the state itself (BTR only)."""
     statistics_passages: int = 4096
     """Passages of the training questions that masked bits are chosen by, measured at the start and before every
     evaluation; the best reader keeps its own. With centroids these are measured on them, at the start alone."""
@@ -161,7 +165,3 @@ class TrainingSettings(RunSettings):
         self._check_lengths("target_length")
         if self.statistics_passages < 1:
             raise ValueError(f"statistics_passages must be at least 1, got {self.statistics_passages}")
-        if self.masked_bits < 0:
-            raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
-        if self.centroids and not self.calibrate:
-            raise ValueError("centroids: a state that is restored through them is a calibrated one")
