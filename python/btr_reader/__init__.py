@@ -23,7 +23,7 @@ The names below are imported on first use, so that `btr --help` does not wait fo
 >>> store = btr_reader.Store("store/")  # doctest: +SKIP
 >>> engine = btr_reader.ReaderEngine(reader, "btr", btr_reader.PRESETS["paper"])  # doctest: +SKIP
 >>> query = reader.tokenizer.encode("question: who wrote hamlet answer: <extra_id_0>")  # doctest: +SKIP
->>> ids = engine.generate(btr_reader.pad_queries([query]), store.fetch([["p1", "p2"]]), 32)  # doctest: +SKIP
+>>> ids = engine.generate(btr_reader.pad_queries([query]), engine.fetch(store, [["p1", "p2"]]), 32)  # doctest: +SKIP
 >>> reader.tokenizer.decode(ids[0])  # doctest: +SKIP
 'william shakespeare'
 """

@@ -129,9 +129,7 @@ class Answerer:
                 ]
             )
         wanted = [[passage["id"] for passage in passages] for passages in given]
-        if self.engine.form == "atlas":
-            return self.store.fetch_tokens(wanted)
-        return self.store.fetch(wanted, with_ids=self.engine.form == "btr" and self.engine.reader.code is not None)
+        return self.engine.fetch(self.store, wanted)
 
     def _text_ids(self, passage: dict[str, Any], question: Question, query_length: int) -> list[int]:
         """A passage given as text, cut as Atlas cuts it: query and passage have `text_length` tokens together."""

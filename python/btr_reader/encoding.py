@@ -119,6 +119,11 @@ class PassageEncoder:
         self.passage_length = passage_length
         self.same_id_first = same_id_first
 
+    @property
+    def tables(self) -> TokenTables | None:
+        """The tables of a new store, of a reader whose code masks bits."""
+        return None if self.reader.code is None else self.reader.code.tables()
+
     def store_settings(self, corpus: str, shard_passages: int) -> StoreSettings:
         """The settings of a store that this encoder fills; corpus: its fingerprint."""
         return replace(self._settings, reader=self.reader.fingerprint(), corpus=corpus, shard_passages=shard_passages)
@@ -196,8 +201,7 @@ def encode_corpus(
     Raises `ValueError` for a store begun with other settings, naming them, and for passages that do not fit into it.
     """
     settings = encoder.store_settings(file_digest(corpus), shard_passages)
-    if tables is None and encoder.reader.code is not None:
-        tables = encoder.reader.code.tables()
+    tables = encoder.tables if tables is None else tables
     # The whole file is checked first: a malformed line must not come up after hours, when mending it would change the
     # corpus that the store was begun with.
     total = _check_corpus(corpus, out if append else None, settings.corpus)

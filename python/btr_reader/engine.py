@@ -16,6 +16,7 @@ from .reader import Reader
 from .shares import PRESETS, Compression
 from .stages import StageClock
 from .states import BinaryCode, BinaryStates, States
+from .store import Store
 
 Form = Literal["atlas", "deformer", "btr"]
 
@@ -33,7 +34,7 @@ class ReaderEngine:
     Decomposition: DeFormer (Cao et al. 2020); binary states: BTR (arXiv 2310.01329).
 
     >>> engine = ReaderEngine(reader, "btr", Compression(joint=0.8, decoder=0.5))  # doctest: +SKIP
-    >>> engine.generate(pad_queries([query_ids]), store.fetch([passage_ids]), 16)  # doctest: +SKIP
+    >>> engine.generate(pad_queries([query_ids]), engine.fetch(store, [passage_ids]), 16)  # doctest: +SKIP
     [[32099, 3, 9, 1]]
     """
 
@@ -76,6 +77,12 @@ class ReaderEngine:
                 raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
             if reader.code is None:
                 self._code = BinaryCode(reader.model, reader.settings, reader.residual_scale, precision)
+
+    def fetch(self, store: Store, passage_ids: Sequence[Sequence[str]]) -> PassageBatch:
+        """What the form reads of the passages of each query. A missing id is a `KeyError`."""
+        if self.form == "atlas":
+            return store.fetch_tokens(passage_ids)
+        return store.fetch(passage_ids, with_ids=self.form == "btr" and self.reader.code is not None)
 
     @torch.inference_mode()
     def encode(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> Memory:

@@ -265,11 +265,11 @@ def test_bench_report(tmp_path, capsys):
 def test_bench_over_a_file_and_the_other_settings(tmp_path, corpus, capsys):
     settings = ("--shape", "tiny", "--passages", 2, "--passage-length", 16, "--query-length", 6, "--new-tokens", 1)
     settings += ("--repeats", 1, "--threads", 1, "--preset", "none", "--cut-point", "layer_output")
-    chosen = ("--keep-joint", 0.7, "--similarity", "keys", "--readers", "btr", "atlas")
+    chosen = ("--keep-joint", 0.7, "--similarity", "keys", "--readers", "btr", "atlas", "btr-centroids")
     assert run("bench", *settings, *chosen, "--passages-file", corpus) == 0
     shown = capsys.readouterr().out
     assert "kept: offline 1.0, per joint layer 0.7, to the decoder 1.0" in shown
-    assert "deformer" not in shown
+    assert "deformer" not in shown and "btr-centroids" in shown
     for wrong, message in [
         (("--readers", "btr"), "readers must be atlas and any of"),
         (("--device", "tpu"), "device must be cpu, cuda or cuda:N, got 'tpu'"),

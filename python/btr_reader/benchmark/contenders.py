@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..batches import QueryBatch, pad_queries
+from ..centroids import centroid_code
 from ..corpus import topic_passages
 from ..encoding import PassageEncoder, calibrate_residual_scale, fill_store
 from ..engine import ReaderEngine
@@ -51,15 +53,13 @@ class Contender:
         clock = StageClock(self.engine.reader.device)
         start = perf_counter()
         with clock("fetch"):
-            fetch = self.store.fetch_tokens if self.engine.form == "atlas" else self.store.fetch
-            passages = fetch([question.passage_ids])
+            passages = self.engine.fetch(self.store, [question.passage_ids])
         self.engine.generate(question.query, passages, new_tokens, stop_at_end=False, clock=clock)
         return perf_counter() - start, clock.seconds
 
     def memory_tokens(self, question: Question) -> int:
         """Tokens that the decoder attends to."""
-        fetch = self.store.fetch_tokens if self.engine.form == "atlas" else self.store.fetch
-        memory = self.engine.encode(question.query, fetch([question.passage_ids]))
+        memory = self.engine.encode(question.query, self.engine.fetch(self.store, [question.passage_ids]))
         return int((memory.sizes > 0).sum())
 
 
@@ -71,7 +71,7 @@ class Field:
         self.progress = progress
         self.corpus = "pydoc_data.topics" if passages_file is None else str(passages_file)
         self._scratch = scratch
-        self._stores: dict[tuple[str, float], Store] = {}
+        self._stores: dict[tuple[str, float, bool], Store] = {}
         self._engines: dict[str, ReaderEngine] = {}  # one for each kind of linears, whose weights the others share
         with self.bar("prepare: reader", 1) as bar:
             reader, self._pool = self._reader_and_pool(passages_file)
@@ -86,34 +86,42 @@ class Field:
 
     def contender(self, name: str, compression: Compression) -> Contender:
         """The reader of that name in `READERS`; compression concerns those of the form `btr`."""
-        form, linears = READERS[name]
+        form, linears, centroids = READERS[name]
         beside = self._engines.get(linears)
         if form == "btr":
-            engine = ReaderEngine(self.reader, form, compression, self.settings.precision, linears, beside=beside)
-            store = self._store("binary", compression.offline)
+            reader = self._coded if centroids else self.reader
+            engine = ReaderEngine(reader, form, compression, self.settings.precision, linears, beside=beside)
+            store = self._store(reader, "binary", compression.offline)
         else:
             # DeFormer keeps whole-layer outputs: that leaves its runtime the least to do.
             reader = self._whole_layers() if form == "deformer" else self.reader
             engine = ReaderEngine(reader, form, linears=linears, beside=beside)
-            store = self._store("float32", 1.0)
+            store = self._store(self._whole_layers(), "float32", 1.0)
         self._engines.setdefault(linears, engine)
         return Contender(name, engine, store)
 
     def _whole_layers(self) -> Reader:
         return self.reader.with_settings(ReaderSettings(self.reader.settings.cut_layer, "layer_output"))
 
-    def _store(self, kind: str, keep: float) -> Store:
-        if (kind, keep) not in self._stores:
-            reader = self.reader if kind == "binary" else self._whole_layers()
+    @cached_property
+    def _coded(self) -> Reader:
+        plain, length = replace(self.reader, residual_scale=None), self.settings.passage_length
+        ones = torch.ones(plain.channels)
+        code = centroid_code(plain, self._pool[:8], length, ones, 0 * ones, ones, plain.channels // 4)
+        return replace(plain, code=code.to(plain.device))
+
+    def _store(self, reader: Reader, kind: str, keep: float) -> Store:
+        key = (kind, keep, reader.code is not None)
+        if key not in self._stores:
             encoder = PassageEncoder(reader, kind, keep, self.settings.passage_length)
             out = self._scratch / f"{kind}-{len(self._stores)}"
             with (
                 self.bar(f"prepare: {kind} states, {keep:.0%} kept", len(self._pool)) as bar,
-                StoreWriter(out, encoder.store_settings(self.corpus, len(self._pool))) as writer,
+                StoreWriter(out, encoder.store_settings(self.corpus, len(self._pool)), tables=encoder.tables) as writer,
             ):
                 fill_store(encoder, self._pool, writer, 8, bar)
-            self._stores[kind, keep] = Store(out)
-        return self._stores[kind, keep]
+            self._stores[key] = Store(out)
+        return self._stores[key]
 
     def _reader_and_pool(self, passages_file: Path | None) -> tuple[Reader, list[Passage]]:
         settings = self.settings

@@ -45,7 +45,7 @@ def run_benchmark(
 def _report(field: Field) -> dict[str, Any]:
     settings = field.settings
     on_cpu = torch.device(settings.device).type == "cpu"
-    names = [name for name in READERS if name in settings.readers and (on_cpu or READERS[name][1] == "float")]
+    names = [name for name in READERS if name in settings.readers and (on_cpu or READERS[name].linears == "float")]
     contenders = [field.contender(name, settings.compression) for name in names]
     rounds = _measure(field, contenders, "rounds")
     readers = {

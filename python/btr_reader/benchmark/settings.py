@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ..settings import SHAPES, CutPoint, ShapeName
 from ..shares import PRESETS, Compression, Preset, Similarity, preset_with
@@ -12,16 +12,29 @@ if TYPE_CHECKING:
     from ..engine import Form
     from ..linears import LinearPrecision
 
-ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8"]
+ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8", "btr-centroids", "btr-centroids-int8"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-#: Form of each reader, and the precision of its projections of floats.
-READERS: dict[ReaderName, tuple[Form, LinearPrecision]] = {
-    "atlas": ("atlas", "float"),
-    "deformer": ("deformer", "float"),
-    "atlas-int8": ("atlas", "int8"),
-    "btr": ("btr", "float"),
-    "btr-int8": ("btr", "int8"),
+
+
+class Kind(NamedTuple):
+    """Form of a reader, the precision of its projections of floats, and whether a code restores its bits."""
+
+    form: Form
+    linears: LinearPrecision
+    centroids: bool = False
+
+
+READERS: dict[ReaderName, Kind] = {
+    "atlas": Kind("atlas", "float"),
+    "deformer": Kind("deformer", "float"),
+    "atlas-int8": Kind("atlas", "int8"),
+    "btr": Kind("btr", "float"),
+    "btr-int8": Kind("btr", "int8"),
+    "btr-centroids": Kind("btr", "float", centroids=True),
+    "btr-centroids-int8": Kind("btr", "int8", centroids=True),
 }
+#: What is measured unless told.
+DEFAULT_READERS: tuple[ReaderName, ...] = tuple(name for name, kind in READERS.items() if not kind.centroids)
 #: The shares of a sweep over kept tokens, from all to few.
 SWEEP = (
     Compression(),
@@ -52,7 +65,7 @@ class BenchmarkSettings:
     keep_joint: float | None = None
     keep_decoder: float | None = None
     similarity: Similarity = "hamming"
-    readers: tuple[ReaderName, ...] = tuple(READERS)
+    readers: tuple[ReaderName, ...] = DEFAULT_READERS
     cut_point: CutPoint = "attention_output"
     precision: str = "exact"
     device: str = "cpu"

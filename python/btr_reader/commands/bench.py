@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..benchmark.settings import READERS, BenchmarkSettings, Dtype, ReaderName
+from ..benchmark.settings import DEFAULT_READERS, BenchmarkSettings, Dtype, ReaderName
 
 
 def bench(
@@ -21,7 +21,7 @@ def bench(
     keep_joint: float | None = None,
     keep_decoder: float | None = None,
     similarity: Literal["hamming", "keys"] = "hamming",
-    readers: tuple[ReaderName, ...] = tuple(READERS),
+    readers: tuple[ReaderName, ...] = DEFAULT_READERS,
     sweep: bool = False,
     sweep_plot: Path | None = None,
     passages_file: Path | None = None,
@@ -51,7 +51,8 @@ def bench(
         keep_joint: Share of passage tokens kept in each joint layer, instead of the preset's.
         keep_decoder: Share of those left that the decoder attends to, instead of the preset's.
         similarity: What tokens are merged by while reading: signs of the states, or keys of the attention.
-        readers: Readers to measure, atlas among them.
+        readers: Readers to measure, atlas among them; btr-centroids restores a quarter of the bits by vocabulary id and
+            place (btr train btr --centroids).
         sweep: Measure BTR at several shares of kept tokens as well.
         sweep_plot: File to draw speed against kept tokens into; implies --sweep.
         passages_file: Corpus in Atlas' format; Python's reference topics unless told.
