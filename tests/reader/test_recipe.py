@@ -10,7 +10,6 @@ from pathlib import Path
 from btr_reader.jsonl import write_jsonl
 from btr_reader.reader import load_reader
 from btr_reader.store import Store
-from btr_reader.token_statistics import load_token_statistics
 from btr_reader.training.facts import fact_corpus, fact_questions
 
 from .helpers import atlas_checkpoint, rows, run
@@ -22,6 +21,7 @@ from readme_commands import commands  # noqa: E402
 #: What makes a command quick; of options that are given twice the last one counts.
 QUICK = {
     "btr train": "--steps 2 --evaluate-every 2 --accumulate 1 --passages 3 --passage-length 20 --target-length 4",
+    "btr encode": "--passage-length 20",
     "btr answer": "--max-new-tokens 3",
     "btr eval --task nq --reader": "--max-new-tokens 3",
 }
@@ -46,7 +46,7 @@ def test_the_recipe_runs_as_it_stands(tiny_reader, facts_tokenizer, tmp_path, mo
     reader = load_reader("compressed/best")
     store = Store("store")
     assert store.settings.masked_bits == 7 and len(store) == len(fact_corpus(questions))
-    tables = load_token_statistics("compressed/best", reader).tables(7)
-    assert (store.code.mask == tables.mask).all() and (store.code.majority == tables.majority).all()
+    tables = reader.code.tables()
+    assert (store.code.mask == tables.mask).all() and tables.stored_bits == 7
     assert len(rows(Path("answers.jsonl"))) == len(rows(Path("teacher-answers.jsonl"))) == 2
     assert json.loads(Path("compressed/finished.json").read_text())["run"]["settings"]["compression"]["joint"] == 0.8
