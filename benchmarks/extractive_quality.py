@@ -233,25 +233,33 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.axhline(rows[0]["f1"]["mean"], color="black", label="teacher (stores nothing)")
-    axes.axhline(0.95 * rows[0]["f1"]["mean"], color="grey", linestyle="--", label="95% of the teacher")
-    for row in rows[1:]:
+    teacher, students = rows[0]["f1"]["mean"], rows[1:]
+    figure, axes = pyplot.subplots(figsize=(7.5, 1.5 + 0.35 * len(students)), layout="constrained")
+    axes.axvline(teacher, color="black", label="teacher (stores nothing)")
+    axes.axvline(0.95 * teacher, color="grey", linestyle="--", label="95% of the teacher")
+    colours = {size: f"C{number}" for number, size in enumerate(sorted({round(row["ratio"]) for row in students}))}
+    labelled: set[int] = set()
+    for place, row in enumerate(students):
+        size = round(row["ratio"])
+        label = f"{row['bytes_per_token']:.0f} bytes per token, {size}x less than float32"
         axes.errorbar(
-            row["bytes_per_token"],
-            row["f1"]["mean"],
-            row["f1"]["spread"],
-            marker="o",
-            linestyle="",
-            label=f"{row['row']}, cut after {row['cut_layer']}, {row['steps']} steps",
-        )
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes per token")
-    axes.set_ylabel("F1 on the dev set")
+            row["f1"]["mean"], place, xerr=row["f1"]["spread"], marker="o", linestyle="", color=colours[size],
+            label=label if size not in labelled else None,
+        )  # fmt: skip
+        labelled.add(size)
+    axes.set_yticks(range(len(students)), [_name(row, students) for row in students])
+    axes.invert_yaxis()
+    axes.set_xlabel("F1 on the dev set")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The row's name, with where it is cut and how long it was trained if the rows differ in that."""
+    kinds = {(other["cut_layer"], other["steps"]) for other in rows}
+    return row["row"] if len(kinds) == 1 else f"{row['row']}, cut after {row['cut_layer']}, {row['steps']} steps"
 
 
 def main() -> None:
