@@ -33,8 +33,9 @@ class SignCode(nn.Module):
     scale, bias: `(d,)`, parameters; the ablation without calibration has 1 and 0, which are not trained. mask,
     majority: uint8 `(V, w)`, the tables of masked bits, or None: a bit that is not stored is its id's majority.
     centroids, places: float `(V, d)` and `(T, d)`, or None for both: what the vocabulary id and the place in the
-    passage foretell of a normalised state, added up. With them a sign is that of what they do not foretell, the state
-    is restored as weight * (centroid + place) + scale * (±1) + bias, and a bit that is not stored adds nothing.
+    passage foretell of a value, added up; values are normalised states of a BERT, and states as they are of a T5. With
+    them a sign is that of what they do not foretell, the state is restored as
+    weight * (centroid + place) + scale * (±1) + bias, and a bit that is not stored adds nothing.
     """
 
     def __init__(
@@ -110,17 +111,17 @@ class SignCode(nn.Module):
                 f"passage_length must be at most {len(self.places)}, the places of the reader's code, got {length}"
             )
 
-    def deviation(self, normalised: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """What the signs are of: normalised states `(..., d)` of tokens `(...)` at positions `(...)` of their passage,
-        less what these foretell."""
-        return normalised if self.centroids is None else normalised - self._foretold(ids, positions)
+    def deviation(self, values: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+        """What the signs are of: values `(..., d)` of tokens `(...)` at positions `(...)` of their passage, less what
+        these foretell."""
+        return values if self.centroids is None else values - self._foretold(ids, positions)
 
     def as_read(self, signs: Tensor, ids: Tensor) -> Tensor:
         """The signs `(..., d)` that a store gives back; a masked one has no gradient."""
         return signs if self.mask is None else mask_signs(signs, ids, self.mask, self.majority)
 
     def restore(self, signs: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """States `(..., d)` with weight and bias of their norm, from signs as read."""
+        """States `(..., d)` from signs as read."""
         if self.centroids is None:
             return torch.addcmul(self.bias, signs, self.scale)
         if self.mask is not None:
