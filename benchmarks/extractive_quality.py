@@ -40,7 +40,7 @@ from btr_reader.retrieval.bm25 import Bm25Retriever
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
 from btr_reader.store import Store, store_report
-from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of, student_of
+from btr_reader.training.extractive import ExtractiveTrainer, SpanTeacher, batches_of
 from btr_reader.training.extractive_settings import ExtractiveSettings
 from btr_reader.training.run import BEST
 from btr_reader.training.settings import Objectives
@@ -135,7 +135,7 @@ class Runs:
             name = f"cut {cut_layer} steps {steps} {row.name} {seed}"
             out = self.work / name.replace(" ", "_").replace(",", "").replace("+", "and")
         if (out / RESULT).exists():
-            if json.loads((out / RESULT).read_text())["settings"] == json.loads(json.dumps(settings.to_dict())):
+            if settings.completed(json.loads((out / RESULT).read_text())["settings"]) == settings.to_dict():
                 return
             raise ValueError(f"{out}: is of other settings; remove it to run it again")
         if row.form == "atlas":
@@ -143,7 +143,7 @@ class Runs:
         else:
             cut = ReaderSettings(cut_layer, "layer_output")
             reader, watched = load_extractive_reader(self.teacher_directory, cut), self.dev[:WATCHED]
-            reader, teacher = student_of(reader, row.form, self.train, settings), self._asked(cut)
+            teacher = self._asked(cut)
         trainer = ExtractiveTrainer(reader, row.form, settings, out, teacher)
         best = trainer.train(self.train, watched)
         result = {"row": row.name, "cut_layer": cut_layer, "seed": seed, "settings": settings.to_dict(), "best": best}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import btr_kernels
 
@@ -27,6 +28,7 @@ def centroid_code(
     importance: Tensor,
     masked_bits: int = 0,
     places: int | None = None,
+    progress: bool = False,
 ) -> SignCode:
     """A code with centroids (`SignCode`), on the CPU, measured on the passages in two passes over them.
 
@@ -40,10 +42,14 @@ def centroid_code(
         raise ValueError(f"masked_bits must be in 0..{reader.channels}, got {masked_bits}")
     # One after the other: the means of places first, since every id stands at most of them, then of what is left by id.
     of_places = _PlaceMeans(passage_length if places is None else places, reader.channels)
-    calibrate_residual_scale(reader, passages, passage_length, of_places.add)
+
+    def shown(what: str) -> Iterator[Passage]:
+        return iter(tqdm(passages, desc=f"measure {what}", unit=" passages", disable=not progress))
+
+    calibrate_residual_scale(reader, shown("places"), passage_length, of_places.add)
     table = of_places.means()
     moments = _Moments(reader.tokenizer.vocabulary_size, table)
-    calibrate_residual_scale(reader, passages, passage_length, moments.add)
+    calibrate_residual_scale(reader, shown("ids"), passage_length, moments.add)
     centroids, deviation = moments.means_and_deviations()
     stored = torch.ones_like(deviation)
     code = SignCode(weight, bias, weight=weight, centroids=centroids, places=table)
@@ -93,10 +99,11 @@ class _Moments:
     def __init__(self, vocabulary: int, places: Tensor):
         self.tokens = torch.zeros(vocabulary, dtype=torch.int64)
         self._places = places
-        self._sums, self._squares = (torch.zeros(vocabulary, places.shape[1]) for _ in range(2))
+        # A deviation may be a hundredth of the mean, and the difference of their squares a ten thousandth.
+        self._sums, self._squares = (torch.zeros(vocabulary, places.shape[1], dtype=torch.float64) for _ in range(2))
 
     def add(self, ids: list[list[int]], states: Tensor) -> None:
-        flat, left = torch.tensor(list(chain.from_iterable(ids))), states.cpu().float() - self._places[_places(ids)]
+        flat, left = torch.tensor(list(chain.from_iterable(ids))), states.cpu().double() - self._places[_places(ids)]
         self.tokens.index_add_(0, flat, torch.ones_like(flat))
         self._sums.index_add_(0, flat, left)
         self._squares.index_add_(0, flat, left.square())
@@ -107,7 +114,7 @@ class _Moments:
         means = _drawn_to_overall(self._sums, self.tokens)
         counted = self.tokens[:, None] * means.square()
         distances = (self._squares - 2 * means * self._sums + counted).clamp(min=0)
-        return means, _drawn_to_overall(distances, self.tokens).sqrt()
+        return means.float(), _drawn_to_overall(distances, self.tokens).sqrt().float()
 
 
 def _drawn_to_overall(sums: Tensor, tokens: Tensor) -> Tensor:

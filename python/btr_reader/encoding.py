@@ -87,8 +87,8 @@ class PassageEncoder:
         check_keep("keep", keep)
         if not 2 <= passage_length <= MAX_PASSAGE_LENGTH:
             raise ValueError(f"passage_length must be in 2..{MAX_PASSAGE_LENGTH}, got {passage_length}")
-        reader.check_passage_length(passage_length)
         reader = as_kept(reader, kind)
+        reader.check_passage_length(passage_length)
         if reader.code is not None:
             if masked_bits not in (0, reader.code.stored_bits):
                 raise ValueError(
@@ -96,6 +96,11 @@ class PassageEncoder:
                     f"bits, got {masked_bits}"
                 )
             masked_bits = reader.code.stored_bits
+            if masked_bits and codebook_bytes:
+                raise ValueError(
+                    f"codebook_bytes: the reader was trained to store {masked_bits} of its bits, a codebook shares "
+                    "vectors of all: train it without masked_bits"
+                )
             if not (original_ids or masked_bits or codebook_bytes):
                 raise ValueError("original_ids: the reader's code restores bits by the tokens' ids: keep them")
         self._settings = StoreSettings(

@@ -178,6 +178,8 @@ def load_reader(directory: str | Path) -> Reader:
         return reader
     code = {name.removeprefix(_CODE): tensor for name, tensor in tensors.items()}
     restored = SignCode.from_tensors(code, str(path), reader.channels, reader.tokenizer.vocabulary_size)
+    if restored.centroids is None:
+        raise ValueError(f"{path}: tensor code.centroids is missing")
     return replace(reader, code=restored)
 
 

@@ -60,6 +60,18 @@ class SignCode(nn.Module):
             self.register_buffer(name, table)
 
     @classmethod
+    def blank(
+        cls, channels: int, vocabulary: int, *, places: int = 0, masked: bool = False, calibrated: bool = True
+    ) -> SignCode:
+        """A code of zeros to load a state into. places: how many it has, 0 for one without centroids."""
+        table = torch.zeros(vocabulary, -(-channels // 8), dtype=torch.uint8)
+        masks = {"mask": table, "majority": table.clone()} if masked else {}
+        if places:
+            masks |= {"weight": torch.zeros(channels), "centroids": torch.zeros(vocabulary, channels)}
+            masks["places"] = torch.zeros(places, channels)
+        return cls(torch.zeros(channels), torch.zeros(channels), calibrated, **masks)
+
+    @classmethod
     def from_tensors(
         cls,
         tensors: Mapping[str, Tensor],
@@ -84,6 +96,12 @@ class SignCode(nn.Module):
                 raise ValueError(f"{where}: tensor code.{name} {tensor.dtype} {tuple(tensor.shape)} is unexpected")
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ValueError(f"{where}: tensor code.{name} must be finite")
+        if "centroids" in tensors and bool(tensors.get("majority", torch.zeros(1)).any()):
+            raise ValueError(f"{where}: tensor code.majority must be 0: with centroids what is not stored adds nothing")
+        if "mask" in tensors:
+            stored = btr_kernels.hamming_distance(tensors["mask"], torch.zeros_like(tensors["mask"][:1]))
+            if not 1 <= int(stored[0]) <= channels or bool((stored != stored[0]).any()):
+                raise ValueError(f"{where}: tensor code.mask must have as many bits in every row, 1 to {channels}")
         missing = _GROUPS[0].union(*(names for names in _GROUPS if names & tensors.keys())) - tensors.keys()
         if missing:
             raise ValueError(f"{where}: tensor code.{min(missing)} is missing")
@@ -108,7 +126,7 @@ class SignCode(nn.Module):
         """`ValueError` for passages of more tokens than places are known."""
         if self.places is not None and length > len(self.places):
             raise ValueError(
-                f"passage_length must be at most {len(self.places)}, the places of the reader's code, got {length}"
+                f"passage_length must be at most {len(self.places)}, that of the training with centroids, got {length}"
             )
 
     def deviation(self, values: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
@@ -116,13 +134,11 @@ class SignCode(nn.Module):
         these foretell."""
         return values if self.centroids is None else values - self._foretold(ids, positions)
 
-    def as_read(self, signs: Tensor, ids: Tensor) -> Tensor:
-        """The signs `(..., d)` that a store gives back; a masked one has no gradient."""
-        return signs if self.mask is None else mask_signs(signs, ids, self.mask, self.majority)
-
     def restore(self, signs: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """States `(..., d)` from signs as read."""
+        """States `(..., d)` from signs `(..., d)`, as a store gives them back: one that is not stored does not count,
+        and has no gradient."""
         if self.centroids is None:
+            signs = signs if self.mask is None else mask_signs(signs, ids, self.mask, self.majority)
             return torch.addcmul(self.bias, signs, self.scale)
         if self.mask is not None:
             signs = signs * (btr_kernels.unpack_bits(self.mask[ids], self.channels, dtype=signs.dtype) > 0)

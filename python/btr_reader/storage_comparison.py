@@ -129,7 +129,7 @@ def compare_storage(
             f"sample {sample}, ratios {list(ratios)}"
         )
     if reader.code is not None:
-        raise ValueError("reader: was trained with centroids, and stores what it was trained to")
+        raise ValueError("reader: must be one of plain bits, got one that was trained with centroids")
     with TemporaryDirectory(prefix="btr-compare-") as scratch:
         run = _Comparison(reader, passages, statistics, passage_length, sample, original_ids, Path(scratch), progress)
         rows = [run.row("plain bits", {})]

@@ -17,9 +17,11 @@ from btr_reader.passages import Passage, parse_passage
 from btr_reader.reader import Reader, random_reader
 from btr_reader.settings import ReaderSettings, t5_config
 from btr_reader.tokenizer import ReaderTokenizer
-from btr_reader.training.facts import fact_texts
+from btr_reader.training.examples import read_examples
+from btr_reader.training.facts import fact_corpus, fact_questions, fact_texts
+from btr_reader.training.loop import with_code
 
-from .helpers import SMALL, TINY
+from .helpers import CENTROIDS, SMALL, TINY
 from .retrieval_helpers import tiny_encoder
 
 
@@ -130,5 +132,26 @@ def tiny_reader(facts_tokenizer):
 
     def make(seed: int = 0) -> Reader:
         return random_reader(t5_config(TINY), ReaderSettings(2), tokenizer=facts_tokenizer, seed=seed)
+
+    return make
+
+
+@pytest.fixture
+def task(tmp_path, facts_tokenizer):
+    """Six questions of three passages, in `facts.jsonl`; the passages are in `passages.jsonl`."""
+    questions = list(fact_questions("nq", 6, 3))
+    write_jsonl(tmp_path / "facts.jsonl", questions)
+    write_jsonl(tmp_path / "passages.jsonl", fact_corpus(questions))
+    return read_examples(tmp_path / "facts.jsonl", "nq", facts_tokenizer)
+
+
+@pytest.fixture
+def coded(tiny_reader, task):
+    """coded(masked_bits, cut_point) -> a tiny reader with a code."""
+
+    def make(masked_bits: int = 0, cut_point: str = "attention_output"):
+        reader = tiny_reader()
+        reader = reader.with_settings(replace(reader.settings, cut_point=cut_point))
+        return with_code(reader, task, replace(CENTROIDS, masked_bits=masked_bits))
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ ANSWERS_ONLY = TrainingSettings(
     evaluate_every=3,
     checkpoint_every=2,
     objectives=Objectives(recovery=0.0, distillation=0.0, divergence=0.0),
+)
+
+# Of a student on bits of what vocabulary id and place do not foretell.
+CENTROIDS = replace(
+    ANSWERS_ONLY,
+    steps=4,
+    passages=3,
+    learning_rate=1e-2,
+    evaluate_every=2,
+    checkpoint_every=3,
+    centroids=True,
+    objectives=Objectives(distillation=0.0, divergence=0.0),
 )
 
 

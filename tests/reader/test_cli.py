@@ -105,6 +105,8 @@ def test_an_interrupted_answer_run_continues(reader_directory, store_directory, 
     (tmp_path / "cut.jsonl.options.json").unlink()
     assert run(*reading, "--out", cut, "--resume") == 1
     assert "cut.jsonl.options.json, the options that it was begun with, is missing" in capsys.readouterr().err
+    assert run(*reading, "--store", tmp_path / "nowhere", "--out", cut, "--overwrite") == 1
+    assert cut.read_text() == content  # nothing is lost to a mistyped command
     assert run(*reading, "--out", cut, "--overwrite") == 0
     cut.write_text("".join(content.splitlines(keepends=True)[1:3]))
     assert run(*reading, "--out", cut, "--resume") == 1

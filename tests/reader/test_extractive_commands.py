@@ -103,6 +103,9 @@ def test_interrupted_answers_continue(reader, tmp_path, capsys):
         assert run(*answer, "--out", cut, "--resume", option, value) == 1
         name = option[2:].replace("-", "_")
         assert f"cannot resume with other options: {name} was {was}, is {value}" in capsys.readouterr().err
+    for wrong in (("--store", tmp_path / "nowhere"), ("--device", "cuda:99")):
+        assert run(*answer, *wrong, "--out", cut, "--overwrite") != 0
+        assert cut.read_text() == "".join([*done, *lines[19:]])  # nothing is lost to a mistyped command
     assert run(*answer, "--out", cut, "--overwrite") == 0
     assert cut.read_text() == content
     assert run(*answer, "--out", tmp_path / "none" / "out.jsonl") == 1

@@ -204,15 +204,10 @@ def test_what_cannot_be_trained_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match="teacher: distillation and divergence need one"):
         ExtractiveTrainer(make(), "deformer", SETTINGS, tmp_path)
     alone = replace(SETTINGS, objectives=ALONE)
-    with pytest.raises(ValueError, match="no code for bits"):
-        ExtractiveTrainer(make(), "btr", alone, tmp_path)
     with pytest.raises(ValueError, match="passage_length must be at most 56"):
         ExtractiveTrainer(make(), "atlas", replace(alone, passage_length=57), tmp_path)
     with pytest.raises(ValueError, match="frozen_layers must be at most the cut layer"):
         ExtractiveTrainer(make(), "atlas", replace(alone, frozen_layers=2), tmp_path)
-    with pytest.raises(ValueError, match="calibrate is True"):
-        plain = student_of(make(), "btr", questions(4), replace(alone, calibrate=False))
-        ExtractiveTrainer(plain, "btr", alone, tmp_path)
     with pytest.raises(ValueError, match="teacher: its joint layers begin elsewhere"):
         teacher = SpanTeacher(make().with_settings(ReaderSettings(1, "attention_output")))
         ExtractiveTrainer(make(), "deformer", SETTINGS, tmp_path, teacher)

@@ -12,13 +12,10 @@ from btr_reader.batches import pad_passages, pad_queries
 from btr_reader.encoder import FusionEncoder
 from btr_reader.encoding import PassageEncoder, encode_corpus
 from btr_reader.engine import ReaderEngine
-from btr_reader.jsonl import write_jsonl
 from btr_reader.reader import load_reader
 from btr_reader.shares import Compression
 from btr_reader.store import Store
 from btr_reader.token_statistics import load_token_statistics
-from btr_reader.training.examples import read_examples
-from btr_reader.training.facts import fact_corpus, fact_questions
 from btr_reader.training.forward import Batch, target_logits
 from btr_reader.training.loop import Trainer
 from btr_reader.training.run import BEST
@@ -38,14 +35,6 @@ SETTINGS = TrainingSettings(
     checkpoint_every=3,
     objectives=Objectives(distillation=0.0, divergence=0.0),
 )
-
-
-@pytest.fixture
-def task(tmp_path, facts_tokenizer):
-    questions = list(fact_questions("nq", 6, 3))
-    write_jsonl(tmp_path / "facts.jsonl", questions)
-    write_jsonl(tmp_path / "passages.jsonl", fact_corpus(questions))
-    return read_examples(tmp_path / "facts.jsonl", "nq", facts_tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ def answer(
         retrieval: Options of retrieval.
     """
     import itertools
-    import json
 
     from tqdm import tqdm
 
@@ -90,7 +89,7 @@ def answer(
     from ..reader import load_reader
     from ..store import Store
     from ..tasks import read_questions
-    from .resuming import check_resumption, finished_lines
+    from .resuming import check_resumption, finished_lines, results_file
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
@@ -124,10 +123,9 @@ def answer(
 
         remaining = with_passages(remaining, retriever, options.passages, retrieval.retrieve)
     results = answerer.answer(remaining, options.batch_size)
-    with out.open("a" if done else "w", encoding="utf-8") as file:
+    with results_file(out, done, given) as write:
         for result in tqdm(results, desc=f"answer ({form})", unit=" questions", total=len(asked), initial=len(done)):
-            file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            file.flush()
+            write(result)
     print(f"{out}: {len(asked)} results")
     if answerer.missing_passages:
         print(f"warning: {answerer.missing_passages} passages are not in the store and were left out")

@@ -51,8 +51,8 @@ def bench(
         keep_joint: Share of passage tokens kept in each joint layer, instead of the preset's.
         keep_decoder: Share of those left that the decoder attends to, instead of the preset's.
         similarity: What tokens are merged by while reading: signs of the states, or keys of the attention.
-        readers: Readers to measure, atlas among them; btr-centroids restores a quarter of the bits by vocabulary id and
-            place (btr train btr --centroids).
+        readers: Readers to measure, atlas among them; btr-centroids stores a quarter of the bits, and restores states
+            through vocabulary id and place besides (btr train btr --centroids).
         sweep: Measure BTR at several shares of kept tokens as well.
         sweep_plot: File to draw speed against kept tokens into; implies --sweep.
         passages_file: Corpus in Atlas' format; Python's reference topics unless told.

@@ -19,7 +19,7 @@ def encode(
     masked_bits: int = 0,
     codebook_bytes: float = 0,
     original_ids: Literal["keep", "drop"] = "keep",
-    passage_length: int = 200,
+    passage_length: int | None = None,
     shard_passages: int = 1024,
     batch_size: int = 32,
     append: bool = False,
@@ -42,8 +42,10 @@ def encode(
             stores all. A reader that was trained with centroids stores as many as it was trained with.
         codebook_bytes: Bytes per token read that the whole store is to take, by sharing vectors among the tokens of a
             vocabulary id across the corpus. 0 shares none. Not together with masked bits: shared vectors are whole.
-        original_ids: Keep the ids of all tokens read (2 bytes each): what the atlas form needs to read from the store.
-        passage_length: Tokens that a passage is cut to, end token included.
+        original_ids: Keep the ids of all tokens read (2 bytes each): what the atlas form needs to read from the store,
+            and a reader with centroids that stores all bits.
+        passage_length: Tokens that a passage is cut to, end token included; 200 unless told, or as many as the reader
+            was trained with if it was with centroids.
         shard_passages: Passages in a shard: what an interruption loses at most.
         batch_size: Passages encoded at once.
         append: Add the passages to a complete store of another corpus, made with the same options.
@@ -59,6 +61,8 @@ def encode(
     if same_id_first and keep == 1:
         raise ValueError("--same-id-first says what is merged first, but nothing is: pass --keep below 1")
     loaded = load_reader(reader).to(parse_device(device))
+    if passage_length is None:
+        passage_length = 200 if loaded.code is None else len(loaded.code.places)
     encoder = PassageEncoder(
         loaded,
         kind,

@@ -87,11 +87,9 @@ def answer(
         resume: Continue a results file that was interrupted, with the same options (they are in OUT.options.json).
         overwrite: Replace a results file that exists.
     """
-    import json
-
     from tqdm import tqdm
 
-    from ..answering import form_of
+    from ..answering import check_store, form_of
     from ..devices import parse_device
     from ..extractive.answering import answers_in_order
     from ..extractive.examples import SpanBatches, read_span_examples
@@ -99,7 +97,7 @@ def answer(
     from ..extractive.reader import load_extractive_reader
     from ..shares import Compression
     from ..store import Store
-    from .resuming import check_resumption, finished_lines
+    from .resuming import check_resumption, finished_lines, results_file
 
     if min(passages, answer_length, batch_size) < 1:
         raise ValueError(
@@ -107,9 +105,12 @@ def answer(
         )
     given = {"reader": reader, "questions": questions, "store": store, "passages": passages}
     given |= {"passage_length": passage_length, "keep_joint": keep_joint, "similarity": similarity}
-    done = finished_lines(out, resume, overwrite, {**given, "answer_length": answer_length})
+    given |= {"answer_length": answer_length}
+    done = finished_lines(out, resume, overwrite, given)
     loaded = load_extractive_reader(reader).to(parse_device(device))
     opened = None if store is None else Store(store)
+    if opened is not None:
+        check_store(opened, loaded)
     loaded.check_passage_length(passage_length if opened is None else opened.settings.passage_length)
     model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint, similarity=similarity))
     examples = read_span_examples(questions)
@@ -125,12 +126,10 @@ def answer(
     )  # fmt: skip
     answers = answers_in_order(model, batches, answer_length, opened, len(done))
     shown = {"desc": f"answer ({model.form})", "unit": " questions", "total": len(examples), "initial": len(done)}
-    with out.open("a" if done else "w", encoding="utf-8") as file:
+    with results_file(out, done, given) as write:
         for example, found in tqdm(answers, **shown):
-            record = {
+            write({
                 "id": example.id, "query": example.question, "answers": example.answers, "generation": found,
                 "passages": [{"id": passage.id} for passage in example.passages[:passages]],
-            }  # fmt: skip
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
+            })  # fmt: skip
     print(f"{out}: {len(examples)} results")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,11 @@ def finished_lines(out: Path, resume: bool, overwrite: bool, options: dict[str, 
     """
     from ..jsonl import read_json_object, read_jsonl
 
-    beside = out.with_name(out.name + ".options.json")
-    options = json.loads(json.dumps(options, default=str))  # as they are read back
+    beside, options = _beside(out), _as_read_back(options)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: its directory does not exist")
     # A run that failed before its first result leaves nothing to continue.
     if not out.exists() or overwrite or out.stat().st_size == 0:
-        out.unlink(missing_ok=True)
-        write_durably(beside, (json.dumps(options, indent=2) + "\n").encode())
         return []
     if not resume:
         raise ValueError(f"{out}: exists already; pass --resume to continue it or --overwrite")
@@ -42,6 +40,32 @@ def finished_lines(out: Path, resume: bool, overwrite: bool, options: dict[str, 
     if len(whole) < len(content):
         out.write_bytes(whole)
     return [row for _, row in read_jsonl(out)]
+
+
+@contextmanager
+def results_file(out: Path, done: Sequence[Any], options: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Opens the file behind the lines done, or a new one with its options beside it, and gives what writes a line.
+
+    What is overwritten is lost only here: what can be seen to be wrong with a command is to be seen before.
+    """
+    if not done:
+        out.unlink(missing_ok=True)
+        write_durably(_beside(out), (json.dumps(_as_read_back(options), indent=2) + "\n").encode())
+    with out.open("a", encoding="utf-8") as file:
+
+        def write(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield write
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(out.name + ".options.json")
+
+
+def _as_read_back(options: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(options, default=str))
 
 
 def check_resumption(out: Path, done: Sequence[tuple[str, str]], asked: Sequence[tuple[str, str]]) -> None:

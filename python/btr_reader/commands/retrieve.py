@@ -74,14 +74,12 @@ def retrieve(
         resume: Continue a file that was interrupted, with the same options (they are in OUT.options.json).
         overwrite: Replace a file that exists.
     """
-    import json
-
     from tqdm import tqdm
 
     from ..jsonl import read_jsonl
     from ..retrieval import fill_passages, read_vectors, recall
     from ..tasks import passage_records, search_text
-    from .resuming import check_resumption, finished_lines
+    from .resuming import check_resumption, finished_lines, results_file
 
     given = {"questions": questions, "passages": passages, "question_vectors": question_vectors, **asdict(retrieval)}
     done = finished_lines(out, resume, overwrite, given)
@@ -99,11 +97,10 @@ def retrieve(
     vectors = None if question_vectors is None else read_vectors(question_vectors)
     filled = fill_passages(questions, retriever, passages, retrieval.retrieve, vectors=vectors, start=len(done))
     found = [[passage["id"] for passage in row["passages"]] for row in done]
-    with out.open("a" if done else "w", encoding="utf-8") as file:
+    with results_file(out, done, given) as write:
         for row in tqdm(filled, desc="retrieve", unit=" questions", total=len(asked), initial=len(done)):
             found.append([passage["id"] for passage in row["passages"]])
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+            write(row)
     print(f"{out}: {len(found)} questions")
     empty = sum(not ids for ids in found)
     if empty:

@@ -51,7 +51,7 @@ def info(store: Positional[Path], /, json: Path | None = None) -> None:
 
 def _bits(settings: StoreSettings) -> dict[str, str]:
     if settings.masked_bits:
-        return {"bits": f"{settings.masked_bits} of {settings.channels} stored, the others from tables by token id"}
+        return {"bits": f"{settings.masked_bits} of {settings.channels} stored, which ones by token id"}
     if settings.codebook_bytes:
         return {"bits": f"codebook of vectors by token id, made for {settings.codebook_bytes} bytes per token read"}
     return {}

@@ -78,7 +78,7 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
     from ..encoding import CALIBRATION_PASSAGES, calibrate_residual_scale
     from ..reader import load_reader
     from ..training.examples import read_examples
-    from ..training.loop import Trainer, with_code
+    from ..training.loop import Trainer
     from ..training.run import outcome
 
     reader = load_reader(files.reader)
@@ -90,9 +90,10 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
         if objectives != settings.objectives:
             print("without --teacher there is neither distillation nor divergence")
         settings = replace(settings, objectives=objectives)
-    if form == "btr" and settings.centroids:
-        reader = with_code(reader, examples, settings)
-    elif form == "btr" and not reader.calibrated:
+    if form == "btr" and not settings.centroids and reader.residual_scale is None:
+        if reader.code is not None:
+            print(f"{files.reader}: was trained with centroids; without --centroids the student is one of plain bits")
+            reader = replace(reader, code=None)
         passages = [passage for example in examples for passage in example.passages][:CALIBRATION_PASSAGES]
         reader = replace(reader, residual_scale=calibrate_residual_scale(reader, passages, settings.passage_length))
     taught_by = None if teacher is None else load_reader(teacher)

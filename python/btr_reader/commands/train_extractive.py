@@ -54,7 +54,7 @@ def extractive(
     from ..extractive.examples import read_span_examples
     from ..extractive.reader import load_extractive_reader
     from ..settings import ReaderSettings
-    from ..training.extractive import ExtractiveTrainer, SpanTeacher, student_of
+    from ..training.extractive import ExtractiveTrainer, SpanTeacher
     from ..training.run import outcome
 
     cut = None if files.cut_layer is None else ReaderSettings(files.cut_layer, files.cut_point)
@@ -66,6 +66,5 @@ def extractive(
     if teacher is None:
         settings = replace(settings, objectives=replace(settings.objectives, distillation=0.0, divergence=0.0))
     run_form = "atlas" if form == "teacher" else form
-    reader = student_of(reader, run_form, train, settings)
     best = ExtractiveTrainer(reader, run_form, settings, files.out, teacher).train(train, dev)
     print(outcome(files.out, best, len(dev)))

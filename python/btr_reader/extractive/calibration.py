@@ -29,6 +29,7 @@ def calibrated(
     calibrate: bool = True,
     masked_bits: int = 0,
     centroids: bool = False,
+    progress: bool = False,
 ) -> ExtractiveReader:
     """The reader with a new code (`SignCode`) whose constants and first parameters are measured on passages.
 
@@ -42,12 +43,14 @@ def calibrated(
     if not 0 <= masked_bits <= reader.channels:
         raise ValueError(f"masked_bits must be in 0..{reader.channels}, got {masked_bits}")
     if centroids and not calibrate:
-        raise ValueError("centroids: a state that is restored through them is a calibrated one")
+        raise ValueError("centroids: they need calibrate: what they leave has a scale of its own")
     plain = replace(reader, code=None)
     norm = BertFusionEncoder(reader.model, reader.query_length).cut_norm(reader.settings)
     weight, bias = norm.weight.detach().cpu(), norm.bias.detach().cpu()
     if centroids:
-        code = centroid_code(plain, passages, passage_length, weight, bias, weight, masked_bits, reader.longest_passage)
+        code = centroid_code(
+            plain, passages, passage_length, weight, bias, weight, masked_bits, reader.longest_passage, progress
+        )
         return replace(reader, code=code.to(reader.device))
     signs = TokenStatistics.empty(reader.tokenizer.vocabulary_size, reader.channels)
 

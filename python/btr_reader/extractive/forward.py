@@ -87,14 +87,14 @@ class ExtractiveModel(nn.Module):
         ids = passages.content
         positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
         signs = binary_signs(self.code.deviation(normalised, ids, positions), self.surrogate.at(progress))
-        restored = self.code.restore(self.code.as_read(signs, ids), ids, positions)
+        restored = self.code.restore(signs, ids, positions)
         sizes, slots, read = passages.sizes, None, restored
         if self.compression.offline < 1:
             signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
             # A merged token is read as its earliest token.
             positions = merged.positions.long()
             kept = ids.gather(2, positions)
-            read, sizes = self.code.restore(self.code.as_read(signs, kept), kept, positions), merged.sizes
+            read, sizes = self.code.restore(signs, kept, positions), merged.sizes
         output = self._joint(batch.query, encoder.from_cut(read, settings), sizes, slots, batch.allowed, trace)
         return replace(output, states=floats, restored=restored, sizes=passages.sizes)
 

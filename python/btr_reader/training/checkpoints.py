@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..files import publish_directory, write_durably
 from ..jsonl import read_json_object
+from .settings import RunSettings
 
 _STATE, _FINISHED = "progress.json", "finished.json"
 # It warns that the embedding, which encoder and decoder share, is saved once.
@@ -24,12 +25,12 @@ class Checkpoints:
     One process writes; the others of the run wait for it.
     """
 
-    def __init__(self, out: Path, run: dict[str, Any]):
-        """run: what determines the run; a checkpoint of another is refused."""
+    def __init__(self, out: Path, run: dict[str, Any], settings: RunSettings):
+        """run: what determines the run besides its settings; a checkpoint of another is refused."""
         self._out = out
         self.directory = out / "checkpoints"
-        # As JSON reads it back: tuples are lists there.
-        self._run = json.loads(json.dumps(run))
+        self._settings = settings
+        self._run = {**run, "settings": settings.to_dict()}
 
     def belong_to(self, **data: str) -> None:
         """More that determines the run: what it is trained and scored on."""
@@ -64,6 +65,8 @@ class Checkpoints:
 
     def _check(self, path: Path, record: dict[str, Any]) -> None:
         found = record.get("run")
+        if isinstance(found, dict) and isinstance(found.get("settings"), dict):
+            found = {**found, "settings": self._settings.completed(found["settings"])}
         if found != self._run:
             names = sorted(_differences(found if isinstance(found, dict) else {}, self._run))
             raise ValueError(

@@ -18,6 +18,7 @@ from ..extractive.examples import SpanBatch, SpanBatches, SpanExample
 from ..extractive.forward import ExtractiveModel, SpanOutput
 from ..extractive.reader import ExtractiveReader
 from ..extractive.spans import BLOCKED, span_divergence, span_loss
+from ..sign_code import SignCode
 from .extractive_settings import ExtractiveSettings
 from .losses import distillation_loss, recovery_loss, top_tokens
 from .run import TrainingRun, check_teacher
@@ -27,7 +28,11 @@ STATISTICS_PASSAGES = 8192
 
 
 def student_of(
-    reader: ExtractiveReader, form: Form, examples: Sequence[SpanExample], settings: ExtractiveSettings
+    reader: ExtractiveReader,
+    form: Form,
+    examples: Sequence[SpanExample],
+    settings: ExtractiveSettings,
+    progress: bool = False,
 ) -> ExtractiveReader:
     """The reader to train in this form, for BTR with a code of these settings.
 
@@ -46,6 +51,7 @@ def student_of(
     return calibrated(
         reader, list(passages.values())[:count], settings.passage_length,
         calibrate=settings.calibrate, masked_bits=settings.masked_bits, centroids=settings.centroids,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -150,17 +156,24 @@ class ExtractiveTrainer(TrainingRun):
         reader.check_passage_length(settings.passage_length)
         if settings.frozen_layers > reader.settings.cut_layer:
             raise ValueError(f"frozen_layers must be at most the cut layer, got {settings.frozen_layers}")
-        if form == "btr" and reader.code is not None and reader.code.calibrated != settings.calibrate:
-            raise ValueError(f"calibrate is {settings.calibrate}, but the reader's code says otherwise")
         of_bits = settings.masked_bits or settings.centroids or not settings.calibrate
         if form != "btr" and (of_bits or settings.compression.offline < 1):
             raise ValueError(
-                f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, and "
-                "centroids and calibrate as they are"
+                f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, centroids "
+                "False and calibrate True"
             )
         if form != "btr" and settings.objectives.recovery > 0:
             settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
         super().__init__(settings, out, progress)
+        self._measures_code = form == "btr" and not _has_code_of(reader, settings)
+        if form != "btr":
+            reader = replace(reader, code=None)
+        elif self._measures_code:
+            code = SignCode.blank(
+                reader.channels, reader.tokenizer.vocabulary_size, places=reader.longest_passage * settings.centroids,
+                masked=settings.masked_bits > 0, calibrated=settings.calibrate,
+            )  # fmt: skip
+            reader = replace(reader, code=code)
         self.reader, self.teacher = reader, teacher
         reader.model.requires_grad_(True)
         if settings.frozen_layers:
@@ -170,6 +183,11 @@ class ExtractiveTrainer(TrainingRun):
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         self._prepare(student, form, None if teacher is None else teacher.model, query_length=reader.query_length)
+
+    def _begin(self, examples: Sequence[SpanExample]) -> None:
+        if self._measures_code:
+            plain = replace(self.reader, code=None)
+            self._use_code(student_of(plain, "btr", examples, self.settings, self._progress_shown).code)
 
     def _batches(self, examples: Sequence[SpanExample]) -> SpanBatches:
         return batches_of(examples, self.reader, self.settings)

@@ -174,7 +174,7 @@ class TrainableReader(nn.Module):
 
     def _restored(self, signs: Tensor, ids: Tensor, positions: Tensor) -> States:
         if self.code is not None:
-            return FloatStates(self.code.restore(self.code.as_read(signs, ids), ids, positions))
+            return FloatStates(self.code.restore(signs, ids, positions))
         if self.mask is not None:
             signs = mask_signs(signs, ids, self.mask, self.majority)
         return SignStates(signs, self.residual_scale, self.settings.cut_point)

@@ -17,6 +17,7 @@ from ..engine import Form
 from ..evaluation import evaluate_results
 from ..passages import Passage
 from ..reader import Reader
+from ..sign_code import SignCode
 from ..states import after_the_cut
 from ..tasks import TaskName
 from ..token_statistics import TokenStatistics, calibrate
@@ -53,30 +54,28 @@ class Trainer(TrainingRun):
         Raises `ValueError` where an objective needs a teacher that is not given, or a form what the reader lacks.
         """
         check_teacher(reader, teacher, settings.objectives)
-        coded = form == "btr" and reader.code is not None
-        if form == "btr" and settings.calibrate and not reader.calibrated:
-            raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
-        if form == "btr" and coded != settings.centroids:
-            raise ValueError(f"centroids is {settings.centroids}, but the reader's code says otherwise")
-        if coded and settings.masked_bits != reader.code.stored_bits:
-            raise ValueError(
-                f"masked_bits must be {reader.code.stored_bits} as in the reader's code, got {settings.masked_bits}"
-            )
-        compressed = settings.compression.offline < 1 or settings.masked_bits or settings.centroids
-        if form != "btr" and compressed:
+        coded = form == "btr" and settings.centroids
+        if form != "btr" and (settings.compression.offline < 1 or settings.masked_bits or settings.centroids):
             raise ValueError(
                 f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, and "
-                "centroids as they are"
+                "centroids False"
             )
-        if coded:
-            reader.check_passage_length(settings.passage_length)
-        else:
+        if not coded:
             reader = replace(reader, code=None)
+        if form == "btr" and settings.calibrate and not coded and reader.residual_scale is None:
+            raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
         if settings.masked_bits > reader.channels:
             raise ValueError(f"masked_bits must be at most the {reader.channels} channels, got {settings.masked_bits}")
         if form != "btr" and settings.objectives.recovery > 0:
             settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
         super().__init__(settings, out, progress)
+        self._measures_code = coded and not _fits(reader.code, settings)
+        if self._measures_code:
+            code = SignCode.blank(
+                reader.channels, reader.tokenizer.vocabulary_size, places=settings.passage_length,
+                masked=settings.masked_bits > 0,
+            )  # fmt: skip
+            reader = replace(reader, residual_scale=None, code=code)
         self.reader, self.task = reader, task
         if task in ("fever", "mmlu"):
             self.best_by = "accuracy"
@@ -107,10 +106,15 @@ class Trainer(TrainingRun):
             self.teacher = TrainableReader(teacher.model, reader.settings, "atlas").to(self.accelerator.device)
         self._prepare(student, form, self.teacher)
 
-    def _batches(self, examples: Sequence[Example]) -> Batches:
+    def _begin(self, examples: Sequence[Example]) -> None:
         if self._masks:
-            self._sample = passages_of(examples)[: self.settings.statistics_passages]
             self._measure()
+        if self._measures_code:
+            plain = replace(self.reader, code=None)
+            self._use_code(with_code(plain, examples, self.settings, self._progress_shown).code)
+
+    def _batches(self, examples: Sequence[Example]) -> Batches:
+        self._sample = passages_of(examples)[: self.settings.statistics_passages]
         return Batches(examples, self.reader.tokenizer, self.settings)
 
     def _measure(self) -> None:
@@ -156,11 +160,12 @@ class Trainer(TrainingRun):
         return replace(self.reader, residual_scale=scale)
 
 
-def with_code(reader: Reader, examples: Sequence[Example], settings: TrainingSettings) -> Reader:
-    """The reader with the code that a student with centroids starts from, measured on passages of the examples: a new
-    one, unless it has one that stores as many bits and knows as many places."""
-    code = reader.code
-    if code is not None and code.stored_bits == settings.masked_bits and len(code.places) >= settings.passage_length:
+def with_code(
+    reader: Reader, examples: Sequence[Example], settings: TrainingSettings, progress: bool = False
+) -> Reader:
+    """The reader with the code that a student with centroids starts from: its own, if that stores as many bits and
+    knows places enough, or one that is measured on passages of the examples, `statistics_passages` at most."""
+    if _fits(reader.code, settings):
         return reader
     plain = replace(reader, residual_scale=None, code=None)
     norm, _ = after_the_cut(reader.model, reader.settings)
@@ -168,9 +173,13 @@ def with_code(reader: Reader, examples: Sequence[Example], settings: TrainingSet
     code = centroid_code(
         plain, passages_of(examples)[: settings.statistics_passages], settings.passage_length,
         weight=ones, bias=torch.zeros_like(ones), importance=norm.weight.detach().float().cpu(),
-        masked_bits=settings.masked_bits,
+        masked_bits=settings.masked_bits, progress=progress,
     )  # fmt: skip
     return replace(plain, code=code.to(reader.device))
+
+
+def _fits(code: SignCode | None, settings: TrainingSettings) -> bool:
+    return code is not None and code.stored_bits == settings.masked_bits and len(code.places) >= settings.passage_length
 
 
 def passages_of(examples: Sequence[Example]) -> list[Passage]:

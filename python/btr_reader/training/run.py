@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -23,6 +23,7 @@ from transformers import get_scheduler
 from ..digests import add_tensors
 from ..files import locked, publish_directory
 from ..settings import ReaderSettings
+from ..sign_code import SignCode
 from .checkpoints import Checkpoints
 from .settings import Objectives, RunSettings
 
@@ -98,6 +99,9 @@ class TrainingRun:
         set_seed(settings.seed)
         self._progress_shown = progress and self.accelerator.is_main_process
 
+    def _begin(self, examples: Sequence[Any]) -> None:
+        """Measures on the questions what a new run starts from; one that goes on has it in its checkpoint."""
+
     def _batches(self, examples: Sequence[Any]) -> Any:
         """Batches by number: the same number is always the same batch."""
         raise NotImplementedError
@@ -128,9 +132,9 @@ class TrainingRun:
             num_training_steps=settings.steps * processes,
         )
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(student, optimizer, schedule)
-        run = {"form": form, "settings": settings.to_dict(), "processes": processes, "reader": _digest(student)}
+        run = {"form": form, "processes": processes, "reader": _digest(student)}
         run |= {"cut": self.reader.settings.to_dict(), "teacher": None if teacher is None else _digest(teacher), **more}
-        self.checkpoints = Checkpoints(self.out, run)
+        self.checkpoints = Checkpoints(self.out, run, settings)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Weight decay is for matrices: not for the scales of norms and of restored bits."""
@@ -155,7 +159,10 @@ class TrainingRun:
     def _train(self, examples: Sequence[Any], dev: Sequence[Any]) -> dict[str, Any]:
         settings, accelerator = self.settings, self.accelerator
         batches = self._batches(examples)
-        state = self.checkpoints.load(accelerator) or {"step": 0, "best": None, "without_better": 0}
+        state = self.checkpoints.load(accelerator)
+        if state is None:
+            self._begin(examples)
+            state = {"step": 0, "best": None, "without_better": 0}
         self._drop_later_metrics(state["step"])
         bar = tqdm(
             desc=f"train {self.form}",
@@ -184,6 +191,11 @@ class TrainingRun:
         if accelerator.is_main_process:
             self.checkpoints.finish(state)
         return state["best"]
+
+    def _use_code(self, measured: SignCode) -> None:
+        """Starts from this code, which each process has measured: from that of the first, to the bit."""
+        state = {name: tensor.to(self.accelerator.device) for name, tensor in measured.state_dict().items()}
+        self.student.code.load_state_dict(broadcast(state))
 
     def _rounding(self) -> torch.autocast:
         """The precision of forward passes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -139,7 +140,7 @@ class RunSettings:
         if self.masked_bits < 0:
             raise ValueError(f"masked_bits must be 0 or more, got {self.masked_bits}")
         if self.centroids and not self.calibrate:
-            raise ValueError("centroids: a state that is restored through them is a calibrated one")
+            raise ValueError("centroids: they need calibrate: what they leave has a scale of its own")
 
     def _check_lengths(self, *names: str) -> None:
         for name in names:
@@ -147,7 +148,13 @@ class RunSettings:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON gives it back: tuples are lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def completed(cls, record: dict[str, Any]) -> dict[str, Any]:
+        """A record of settings with those that it is too old to have: a new setting's default changes nothing."""
+        return {**cls().to_dict(), **record}
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ class TrainingSettings(RunSettings):
     """Tokens an answer is cut to, sentinel and end token included."""
     statistics_passages: int = 4096
     """Passages of the training questions that masked bits are chosen by, measured at the start and before every
-    evaluation; the best reader keeps its own. With centroids these are measured on them, at the start alone."""
+    evaluation; the best reader keeps its own. With centroids, these and the bits are chosen by them once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
