@@ -241,7 +241,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     labelled: set[int] = set()
     for place, row in enumerate(students):
         size = round(row["ratio"])
-        label = f"{row['bytes_per_token']:.0f} bytes per token, {size}x less than float32"
+        label = f"{row['bytes_per_token']:.1f} bytes per token, float32 / {row['ratio']:.1f}"
         axes.errorbar(
             row["f1"]["mean"], place, xerr=row["f1"]["spread"], marker="o", linestyle="", color=colours[size],
             label=label if size not in labelled else None,

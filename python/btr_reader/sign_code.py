@@ -100,7 +100,8 @@ class SignCode(nn.Module):
             raise ValueError(f"{where}: tensor code.majority must be 0: with centroids what is not stored adds nothing")
         if "mask" in tensors:
             stored = btr_kernels.hamming_distance(tensors["mask"], torch.zeros_like(tensors["mask"][:1]))
-            if not 1 <= int(stored[0]) <= channels or bool((stored != stored[0]).any()):
+            padded = -channels % 8 and bool((tensors["mask"][:, -1] >> (8 - -channels % 8)).any())
+            if padded or not 1 <= int(stored[0]) <= channels or bool((stored != stored[0]).any()):
                 raise ValueError(f"{where}: tensor code.mask must have as many bits in every row, 1 to {channels}")
         missing = _GROUPS[0].union(*(names for names in _GROUPS if names & tensors.keys())) - tensors.keys()
         if missing:
@@ -126,7 +127,7 @@ class SignCode(nn.Module):
         """`ValueError` for passages of more tokens than places are known."""
         if self.places is not None and length > len(self.places):
             raise ValueError(
-                f"passage_length must be at most {len(self.places)}, that of the training with centroids, got {length}"
+                f"passage_length must be at most {len(self.places)}, the places that its centroids are of, got {length}"
             )
 
     def deviation(self, values: Tensor, ids: Tensor, positions: Tensor) -> Tensor:

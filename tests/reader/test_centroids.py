@@ -104,7 +104,10 @@ def test_what_a_run_has_measured_is_not_measured_again(tiny_reader, task, tmp_pa
         return Trainer(tiny_reader(), "btr", settings, tmp_path / name, progress=False)
 
     whole = trainer("whole")
+    with pytest.raises(RuntimeError, match="the code is measured when training begins"):
+        whole.trained()
     best = whole.train(task, task[:2])
+    assert whole.trained().code.centroids.any()
     killed_at(4, trainer("killed"), task, task[:2])
     monkeypatch.setattr(loop, "centroid_code", None)
     assert trainer("killed").train(task, task[:2]) == trainer("whole").train(task, task[:2]) == best
@@ -122,10 +125,11 @@ def test_runs_of_before_a_setting_go_on(coded, task, tmp_path):
     path = tmp_path / "finished.json"
     record = json.loads(path.read_text())
     del record["run"]["settings"]["centroids"], record["run"]["settings"]["same_id_first"]
+    del record["run"]["settings"]["objectives"]["top_tokens"]
     path.write_text(json.dumps(record))
     again = replace(coded(0), code=None, residual_scale=torch.ones(24))
     assert Trainer(again, "btr", settings, tmp_path, progress=False).train(task, task[:2]) == best
-    with pytest.raises(ValueError, match="which differs in settings.centroids;"):
+    with pytest.raises(ValueError, match="which differs in code, settings.centroids;"):
         Trainer(coded(0), "btr", CENTROIDS, tmp_path, progress=False).train(task, task[:2])
 
 

@@ -106,6 +106,11 @@ def test_an_interrupted_answer_run_continues(reader_directory, store_directory, 
     assert run(*reading, "--out", cut, "--resume") == 1
     assert "cut.jsonl.options.json, the options that it was begun with, is missing" in capsys.readouterr().err
     assert run(*reading, "--store", tmp_path / "nowhere", "--out", cut, "--overwrite") == 1
+    absent = tmp_path / "absent.jsonl"
+    write_jsonl(absent, [{"question": "who", "answers": ["x"], "passages": [{"id": "nowhere"}]}])
+    assert run(*reading, "--questions", absent, "--out", cut, "--overwrite") == 1
+    assert run(*reading, "--questions", absent, "--out", absent, "--overwrite") == 1
+    assert "is what questions are read from" in capsys.readouterr().err and absent.stat().st_size
     assert cut.read_text() == content  # nothing is lost to a mistyped command
     assert run(*reading, "--out", cut, "--overwrite") == 0
     cut.write_text("".join(content.splitlines(keepends=True)[1:3]))

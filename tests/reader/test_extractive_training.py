@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_reader(make, directory, tmp_path):
     for name in ("model.safetensors", HEAD_FILE):
         assert (tmp_path / "killed" / BEST / name).read_bytes() == (tmp_path / "whole" / BEST / name).read_bytes()
     other = load_extractive_reader(directory, ReaderSettings(1, "layer_output"), query_length=9)
-    with pytest.raises(ValueError, match="of another run, which differs in query_length;"):
+    with pytest.raises(ValueError, match="of another run, which differs in code, query_length;"):
         trainer("killed", other).train(examples, examples[:3])
 
 

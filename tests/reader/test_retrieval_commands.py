@@ -105,6 +105,13 @@ def test_retrieve_reports_recall_and_continues(corpus, passages, questions, tmp_
     assert "recall@" not in capsys.readouterr().out
     assert [row["passages"][0] for row in rows(again)] == [{"id": p.id} for p in passages[:6]]
     assert all(len({p["id"] for p in row["passages"]}) == len(row["passages"]) for row in rows(again))
+    content = again.read_text()
+    for wrong in (("--passages", 0), ("--corpus", tmp_path / "none.jsonl"), ("--questions", tmp_path / "none.jsonl")):
+        assert run(*command, *wrong, "--out", again, "--overwrite") == 1
+        assert again.read_text() == content  # nothing is lost to a mistyped command
+    content = questions.read_text()
+    assert run(*command, "--out", questions, "--overwrite") == 1
+    assert questions.read_text() == content
     write_jsonl(questions, [{"question": "zzzz"}])
     assert run(*command, "--out", again, "--overwrite") == 0
     assert "warning: nothing was found for 1 questions" in capsys.readouterr().out

@@ -171,6 +171,7 @@ def test_damaged_codes_are_named(coded, tmp_path):
         (dict.fromkeys(("code.centroids", "code.places", "code.weight")), "tensor code.centroids is missing"),
         ({"code.mask": torch.zeros_like(whole["code.mask"])}, "code.mask must have as many bits in every row, 1 to 24"),
         ({"code.mask": uneven}, "code.mask must have as many bits in every row"),
+        ({"code.centroids": whole["code.centroids"].half()}, "tensor code.centroids torch.float16 .* is unexpected"),
         ({"code.majority": whole["code.mask"].clone()}, "code.majority must be 0"),
     ):
         changed = {name: tensor for name, tensor in (whole | changes).items() if tensor is not None}

@@ -89,7 +89,7 @@ def answer(
     from ..reader import load_reader
     from ..store import Store
     from ..tasks import read_questions
-    from .resuming import check_resumption, finished_lines, results_file
+    from .resuming import ResultsFile, check_not_read, check_resumption, finished_lines
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {options.batch_size}")
@@ -97,6 +97,7 @@ def answer(
         raise ValueError(f"max_new_tokens must be at least 1, got {options.max_new_tokens}")
     given = {"reader": reader, "questions": questions, "store": store, "task": task}
     given |= {name: value for name, value in asdict(options).items() if name not in _HOW} | asdict(retrieval)
+    check_not_read(out, questions=questions)
     done = finished_lines(out, options.resume, options.overwrite, given)
     loaded = load_reader(reader).to(parse_device(options.device))
     opened = None if store is None else Store(store)
@@ -123,9 +124,9 @@ def answer(
 
         remaining = with_passages(remaining, retriever, options.passages, retrieval.retrieve)
     results = answerer.answer(remaining, options.batch_size)
-    with results_file(out, done, given) as write:
+    with ResultsFile(out, done, given) as results_file:
         for result in tqdm(results, desc=f"answer ({form})", unit=" questions", total=len(asked), initial=len(done)):
-            write(result)
+            results_file.write(result)
     print(f"{out}: {len(asked)} results")
     if answerer.missing_passages:
         print(f"warning: {answerer.missing_passages} passages are not in the store and were left out")

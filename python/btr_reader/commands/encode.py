@@ -44,8 +44,8 @@ def encode(
             vocabulary id across the corpus. 0 shares none. Not together with masked bits: shared vectors are whole.
         original_ids: Keep the ids of all tokens read (2 bytes each): what the atlas form needs to read from the store,
             and a reader with centroids that stores all bits.
-        passage_length: Tokens that a passage is cut to, end token included; 200 unless told, or as many as the reader
-            was trained with if it was with centroids.
+        passage_length: Tokens that a passage is cut to, end token included; 200 unless told, or all places that the
+            reader's centroids are of, if it was trained with some: those of its training.
         shard_passages: Passages in a shard: what an interruption loses at most.
         batch_size: Passages encoded at once.
         append: Add the passages to a complete store of another corpus, made with the same options.

@@ -97,7 +97,7 @@ def answer(
     from ..extractive.reader import load_extractive_reader
     from ..shares import Compression
     from ..store import Store
-    from .resuming import check_resumption, finished_lines, results_file
+    from .resuming import ResultsFile, check_not_read, check_resumption, finished_lines
 
     if min(passages, answer_length, batch_size) < 1:
         raise ValueError(
@@ -106,6 +106,7 @@ def answer(
     given = {"reader": reader, "questions": questions, "store": store, "passages": passages}
     given |= {"passage_length": passage_length, "keep_joint": keep_joint, "similarity": similarity}
     given |= {"answer_length": answer_length}
+    check_not_read(out, questions=questions)
     done = finished_lines(out, resume, overwrite, given)
     loaded = load_extractive_reader(reader).to(parse_device(device))
     opened = None if store is None else Store(store)
@@ -126,9 +127,9 @@ def answer(
     )  # fmt: skip
     answers = answers_in_order(model, batches, answer_length, opened, len(done))
     shown = {"desc": f"answer ({model.form})", "unit": " questions", "total": len(examples), "initial": len(done)}
-    with results_file(out, done, given) as write:
+    with ResultsFile(out, done, given) as results_file:
         for example, found in tqdm(answers, **shown):
-            write({
+            results_file.write({
                 "id": example.id, "query": example.question, "answers": example.answers, "generation": found,
                 "passages": [{"id": passage.id} for passage in example.passages[:passages]],
             })  # fmt: skip

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..files import write_durably
 
@@ -42,22 +41,49 @@ def finished_lines(out: Path, resume: bool, overwrite: bool, options: dict[str, 
     return [row for _, row in read_jsonl(out)]
 
 
-@contextmanager
-def results_file(out: Path, done: Sequence[Any], options: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Opens the file behind the lines done, or a new one with its options beside it, and gives what writes a line.
+class ResultsFile:
+    """Writes lines behind those done, or into a new file with its options beside it.
 
-    What is overwritten is lost only here: what can be seen to be wrong with a command is to be seen before.
+    What is overwritten is lost with the first line, when it is there: a mistyped command loses nothing.
+
+    >>> with ResultsFile(Path("answers.jsonl"), [], {"task": "nq"}) as results:  # doctest: +SKIP
+    ...     results.write({"id": "q1", "generation": "hamlet"})
     """
-    if not done:
-        out.unlink(missing_ok=True)
-        write_durably(_beside(out), (json.dumps(_as_read_back(options), indent=2) + "\n").encode())
-    with out.open("a", encoding="utf-8") as file:
 
-        def write(record: dict[str, Any]) -> None:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
+    def __init__(self, out: Path, done: Sequence[Any], options: dict[str, Any]):
+        self._out, self._begins, self._options = out, not done, options
+        self._file: TextIO | None = None
 
-        yield write
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._file is None and kind is None:
+            self._open()  # there was nothing to write, which is a result as well
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line, which is on its way to the disk when this returns."""
+        file = self._file or self._open()
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+
+    def _open(self) -> TextIO:
+        if self._begins:
+            # In this order a kill in between leaves nothing that could be continued with other options.
+            self._out.unlink(missing_ok=True)
+            content = json.dumps(_as_read_back(self._options), indent=2) + "\n"
+            write_durably(_beside(self._out), content.encode())
+        self._file = self._out.open("a", encoding="utf-8")
+        return self._file
+
+
+def check_not_read(out: Path, **inputs: Path | None) -> None:
+    """`ValueError` where the file to write is one of those to read."""
+    for name, path in inputs.items():
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"out: {out} is what {name} are read from")
 
 
 def _beside(out: Path) -> Path:

@@ -79,9 +79,12 @@ def retrieve(
     from ..jsonl import read_jsonl
     from ..retrieval import fill_passages, read_vectors, recall
     from ..tasks import passage_records, search_text
-    from .resuming import check_resumption, finished_lines, results_file
+    from .resuming import ResultsFile, check_not_read, check_resumption, finished_lines
 
     given = {"questions": questions, "passages": passages, "question_vectors": question_vectors, **asdict(retrieval)}
+    if passages < 1:
+        raise ValueError(f"passages must be at least 1, got {passages}")
+    check_not_read(out, questions=questions)
     done = finished_lines(out, resume, overwrite, given)
     asked = list(read_jsonl(questions))
     if not asked:
@@ -97,10 +100,10 @@ def retrieve(
     vectors = None if question_vectors is None else read_vectors(question_vectors)
     filled = fill_passages(questions, retriever, passages, retrieval.retrieve, vectors=vectors, start=len(done))
     found = [[passage["id"] for passage in row["passages"]] for row in done]
-    with results_file(out, done, given) as write:
+    with ResultsFile(out, done, given) as results_file:
         for row in tqdm(filled, desc="retrieve", unit=" questions", total=len(asked), initial=len(done)):
             found.append([passage["id"] for passage in row["passages"]])
-            write(row)
+            results_file.write(row)
     print(f"{out}: {len(found)} questions")
     empty = sum(not ids for ids in found)
     if empty:

@@ -90,7 +90,7 @@ def _train(form: str, files: TrainingFiles, settings: TrainingSettings, teacher:
         if objectives != settings.objectives:
             print("without --teacher there is neither distillation nor divergence")
         settings = replace(settings, objectives=objectives)
-    if form == "btr" and not settings.centroids and reader.residual_scale is None:
+    if form == "btr" and settings.calibrate and not settings.centroids and reader.residual_scale is None:
         if reader.code is not None:
             print(f"{files.reader}: was trained with centroids; without --centroids the student is one of plain bits")
             reader = replace(reader, code=None)

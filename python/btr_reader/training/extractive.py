@@ -21,7 +21,7 @@ from ..extractive.spans import BLOCKED, span_divergence, span_loss
 from ..sign_code import SignCode
 from .extractive_settings import ExtractiveSettings
 from .losses import distillation_loss, recovery_loss, top_tokens
-from .run import TrainingRun, check_teacher
+from .run import TrainingRun, check_teacher, digest_of
 
 # Statistics by vocabulary id need more text than a mean of each channel.
 STATISTICS_PASSAGES = 8192
@@ -133,6 +133,9 @@ def _together(known: Sequence[_Taught], sizes: Tensor) -> SpanOutput:
 class ExtractiveTrainer(TrainingRun):
     """Trains an extractive reader in one form and keeps the best by the dev set's F1, as a reader directory.
 
+    The code of its bits is the reader's, if it is of these settings, or measured on the training questions when `train`
+    begins; until then it is one of zeros.
+
     >>> trainer = ExtractiveTrainer(reader, "btr", settings, "out/", SpanTeacher(teacher))  # doctest: +SKIP
     >>> trainer.train(read_span_examples("train.jsonl"), dev)  # doctest: +SKIP
     {'step': 900, 'exact_match': 40.1, 'f1': 48.3}
@@ -162,6 +165,8 @@ class ExtractiveTrainer(TrainingRun):
                 f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, centroids "
                 "False and calibrate True"
             )
+        if settings.masked_bits > reader.channels:
+            raise ValueError(f"masked_bits must be at most the {reader.channels} channels, got {settings.masked_bits}")
         if form != "btr" and settings.objectives.recovery > 0:
             settings = replace(settings, objectives=replace(settings.objectives, recovery=0.0))
         super().__init__(settings, out, progress)
@@ -182,7 +187,10 @@ class ExtractiveTrainer(TrainingRun):
         student = ExtractiveModel(reader, form, settings.compression, settings.surrogate, settings.same_id_first)
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
-        self._prepare(student, form, None if teacher is None else teacher.model, query_length=reader.query_length)
+        more = {"query_length": reader.query_length}
+        if form == "btr" and not self._measures_code:
+            more["code"] = digest_of(reader.code.state_dict().items())
+        self._prepare(student, form, None if teacher is None else teacher.model, **more)
 
     def _begin(self, examples: Sequence[SpanExample]) -> None:
         if self._measures_code:

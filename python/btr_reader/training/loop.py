@@ -25,14 +25,15 @@ from ..tokenizer import ReaderTokenizer
 from .examples import Batches, Example
 from .forward import Batch, Output, TrainableReader
 from .losses import distillation_loss, output_divergence, recovery_loss, task_loss
-from .run import TrainingRun, check_teacher
+from .run import BEST, TrainingRun, check_teacher, digest_of
 from .settings import TrainingSettings
 
 
 class Trainer(TrainingRun):
     """Trains a reader in one form and keeps the best by its task's metric on the dev set, as a reader directory.
 
-    That is the exact match, for fever and mmlu the accuracy.
+    That is the exact match, for fever and mmlu the accuracy. A code that settings with centroids ask for is that of the
+    reader, or measured on the training questions when `train` begins.
 
     >>> trainer = Trainer(reader, "btr", settings, "out/", teacher)  # doctest: +SKIP
     >>> trainer.train(read_examples("train.jsonl", "nq", reader.tokenizer), dev)  # doctest: +SKIP
@@ -60,10 +61,12 @@ class Trainer(TrainingRun):
                 f"the {form} form is trained on all tokens and no bits: offline must be 1, masked_bits 0, and "
                 "centroids False"
             )
+        if form == "btr" and settings.calibrate and not coded and reader.residual_scale is None:
+            if reader.code is not None:
+                raise ValueError("centroids is False, but the reader was trained with them and has no residual scale")
+            raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
         if not coded:
             reader = replace(reader, code=None)
-        if form == "btr" and settings.calibrate and not coded and reader.residual_scale is None:
-            raise ValueError("the reader has no residual scale yet: run btr calibrate on it")
         if settings.masked_bits > reader.channels:
             raise ValueError(f"masked_bits must be at most the {reader.channels} channels, got {settings.masked_bits}")
         if form != "btr" and settings.objectives.recovery > 0:
@@ -104,7 +107,8 @@ class Trainer(TrainingRun):
         if teacher is not None:
             teacher.model.requires_grad_(False)
             self.teacher = TrainableReader(teacher.model, reader.settings, "atlas").to(self.accelerator.device)
-        self._prepare(student, form, self.teacher)
+        kept = {"code": digest_of(reader.code.state_dict().items())} if coded and not self._measures_code else {}
+        self._prepare(student, form, self.teacher, **kept)
 
     def _begin(self, examples: Sequence[Example]) -> None:
         if self._masks:
@@ -150,8 +154,15 @@ class Trainer(TrainingRun):
             self._statistics.save(directory, self.reader.settings)
 
     def trained(self) -> Reader:
-        """The reader as it is now, with the scale of its form or the code that was trained."""
+        """The reader as it is now, with the scale of its form or the code that was trained.
+
+        Raises `RuntimeError` while there is no code: `train` measures it, unless the run was done before.
+        """
         if self.reader.code is not None:
+            if not self.reader.code.weight.any():
+                raise RuntimeError(
+                    f"the code is measured when training begins; the best reader is in {self.out / BEST}"
+                )
             return self.reader
         scale = self.student.residual_scale
         if self.form == "btr" and scale is None:

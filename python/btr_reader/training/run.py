@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -257,8 +257,13 @@ class TrainingRun:
 
 def _digest(module: nn.Module) -> str:
     """Of the weights that a run starts from: not of what is calibrated at its beginning, which threads may round."""
+    return digest_of(module.model.named_parameters())
+
+
+def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors."""
     digest = hashlib.sha256()
-    add_tensors(digest, module.model.named_parameters())
+    add_tensors(digest, named)
     return digest.hexdigest()
 
 

@@ -154,7 +154,7 @@ class RunSettings:
     @classmethod
     def completed(cls, record: dict[str, Any]) -> dict[str, Any]:
         """A record of settings with those that it is too old to have: a new setting's default changes nothing."""
-        return {**cls().to_dict(), **record}
+        return _completed(cls().to_dict(), record)
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,17 @@ class TrainingSettings(RunSettings):
     target_length: int = 32
     """Tokens an answer is cut to, sentinel and end token included."""
     statistics_passages: int = 4096
-    """Passages of the training questions that masked bits are chosen by, measured at the start and before every
-    evaluation; the best reader keeps its own. With centroids, these and the bits are chosen by them once."""
+    """Passages of the training questions that masked bits are chosen by, at the start and before every evaluation; the
+    best reader keeps its own. Centroids are measured on them, and bits chosen beside them, at the start alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_lengths("target_length")
         if self.statistics_passages < 1:
             raise ValueError(f"statistics_passages must be at least 1, got {self.statistics_passages}")
+
+
+def _completed(defaults: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    both = {name: (defaults[name], record[name]) for name in defaults.keys() & record.keys()}
+    parts = {name: _completed(*pair) for name, pair in both.items() if all(isinstance(part, dict) for part in pair)}
+    return {**defaults, **record, **parts}
