@@ -26,13 +26,12 @@ from typing import Any
 
 import torch
 
-from btr_reader.encoding import encode_corpus
+from btr_reader.encoding import PassageEncoder, encode_corpus
 from btr_reader.engine import Form
 from btr_reader.extractive.answering import span_scores
 from btr_reader.extractive.examples import read_span_examples
 from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import load_extractive_reader
-from btr_reader.extractive.stored import span_encoder
 from btr_reader.files import write_durably
 from btr_reader.jsonl import read_jsonl, write_jsonl
 from btr_reader.passages import read_passages
@@ -166,9 +165,10 @@ class Runs:
         batches = batches_of(self.dev, reader, settings)
         if form == "atlas":
             return {"scores": span_scores(model, batches, settings.answer_length)}
-        encoder = span_encoder(
-            reader, form, settings.compression.offline, settings.passage_length, settings.same_id_first
-        )
+        encoder = PassageEncoder(
+            reader, "float32" if form == "deformer" else "binary", settings.compression.offline,
+            settings.passage_length, same_id_first=settings.same_id_first,
+        )  # fmt: skip
         encode_corpus(encoder, self.work / "read.jsonl", out)
         report = store_report(out)
         scores = span_scores(model, batches, settings.answer_length, Store(out))

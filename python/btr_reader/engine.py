@@ -126,13 +126,11 @@ class ReaderEngine:
 
     def _restored(self, passages: PassageBatch) -> Tensor:
         """States `(B, P, T, d)` in the model's dtype, of bits that the reader's code restores."""
-        reader, ids, positions = self.reader, passages.ids, passages.positions
-        if ids is None:
+        reader = self.reader
+        if passages.ids is None:
             raise ValueError("passages: the reader's code needs the tokens' ids: fetch them with_ids=True")
-        if positions is None:
-            positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
         bits = passages.content.to(reader.device, non_blocking=True)
-        return reader.code.restore_bits(bits, ids, positions.long()).to(reader.dtype)
+        return reader.code.restore_bits(bits, passages.ids, passages.positions).to(reader.dtype)
 
     @torch.inference_mode()
     def cross_memory(self, query: QueryBatch, passages: PassageBatch, clock: StageClock | None = None) -> CrossMemory:

@@ -103,8 +103,7 @@ class Reader:
         """The states at the cut, `(N, T, d)`, of passages read alone (see `FusionEncoder.passage_states`), less what
         a code foretells of them."""
         states = FusionEncoder(self.model).passage_states(ids, sizes, self.settings)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return states if self.code is None else self.code.deviation(states, ids, positions)
+        return states if self.code is None else self.code.deviation(states, ids)
 
     def offline_parameters(self) -> list[tuple[str, torch.Tensor]]:
         """The named tensors that the stored states depend on: embedding, position bias, encoder layers 1..k, tables of

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import btr_kernels
 
 from .store import TokenTables
+from .store.tables import pad_bits_set, set_bits
 
 _BYTES = ("mask", "majority")
 # Those that are there together or not at all.
@@ -99,9 +100,8 @@ class SignCode(nn.Module):
         if "centroids" in tensors and bool(tensors.get("majority", torch.zeros(1)).any()):
             raise ValueError(f"{where}: tensor code.majority must be 0: with centroids what is not stored adds nothing")
         if "mask" in tensors:
-            stored = btr_kernels.hamming_distance(tensors["mask"], torch.zeros_like(tensors["mask"][:1]))
-            padded = -channels % 8 and bool((tensors["mask"][:, -1] >> (8 - -channels % 8)).any())
-            if padded or not 1 <= int(stored[0]) <= channels or bool((stored != stored[0]).any()):
+            stored = set_bits(tensors["mask"])
+            if pad_bits_set(tensors["mask"], channels) or not stored[0] or bool((stored != stored[0]).any()):
                 raise ValueError(f"{where}: tensor code.mask must have as many bits in every row, 1 to {channels}")
         missing = _GROUPS[0].union(*(names for names in _GROUPS if names & tensors.keys())) - tensors.keys()
         if missing:
@@ -130,14 +130,14 @@ class SignCode(nn.Module):
                 f"passage_length must be at most {len(self.places)}, the places that its centroids are of, got {length}"
             )
 
-    def deviation(self, values: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """What the signs are of: values `(..., d)` of tokens `(...)` at positions `(...)` of their passage, less what
-        these foretell."""
+    def deviation(self, values: Tensor, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """What the signs are of: values `(..., T, d)` of tokens with ids `(..., T)` at positions `(..., T)` of their
+        passage, None for 0, 1, ..., T - 1, less what these foretell."""
         return values if self.centroids is None else values - self._foretold(ids, positions)
 
-    def restore(self, signs: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """States `(..., d)` from signs `(..., d)`, as a store gives them back: one that is not stored does not count,
-        and has no gradient."""
+    def restore(self, signs: Tensor, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """States `(..., T, d)` from signs `(..., T, d)`, as a store gives them back: one that is not stored does not
+        count, and has no gradient."""
         if self.centroids is None:
             signs = signs if self.mask is None else mask_signs(signs, ids, self.mask, self.majority)
             return torch.addcmul(self.bias, signs, self.scale)
@@ -145,11 +145,12 @@ class SignCode(nn.Module):
             signs = signs * (btr_kernels.unpack_bits(self.mask[ids], self.channels, dtype=signs.dtype) > 0)
         return torch.addcmul(self.bias, signs, self.scale) + self.weight * self._foretold(ids, positions)
 
-    def restore_bits(self, bits: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """The same from packed bits uint8 `(..., w)`, as a store gives them."""
+    def restore_bits(self, bits: Tensor, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The same from packed bits uint8 `(..., T, w)`, as a store gives them."""
         if self.centroids is None:
             return btr_kernels.unpack_bits(bits, self.channels, scale=self.scale.detach()) + self.bias
         return self.restore(btr_kernels.unpack_bits(bits, self.channels), ids, positions)
 
-    def _foretold(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.centroids[ids] + self.places[positions]
+    def _foretold(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        places = self.places[: ids.shape[-1]] if positions is None else self.places[positions.long()]
+        return self.centroids[ids] + places

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import btr_kernels
-from btr_reader.encoding import encode_corpus
+from btr_reader.encoding import PassageEncoder, encode_corpus
 from btr_reader.extractive.answering import answer_spans
 from btr_reader.extractive.calibration import calibrated
 from btr_reader.extractive.encoder import BertFusionEncoder
@@ -18,7 +18,7 @@ from btr_reader.extractive.examples import ReadPassage, SpanBatches, SpanExample
 from btr_reader.extractive.forward import ExtractiveModel
 from btr_reader.extractive.reader import HEAD_FILE, SETTINGS_FILE, load_extractive_reader
 from btr_reader.extractive.spans import best_spans, span_divergence, span_loss
-from btr_reader.extractive.stored import span_encoder, spans_from_store
+from btr_reader.extractive.stored import spans_from_store
 from btr_reader.passages import Passage
 from btr_reader.settings import ReaderSettings
 from btr_reader.shares import Compression
@@ -126,7 +126,12 @@ def test_from_a_store_it_reads_what_it_was_trained_on(
     reader = calibrated(make_extractive(cut_point), passages[:10], LENGTH, **CODES[code])
     compression = Compression(offline=keep, joint=0.8)
     model = ExtractiveModel(reader, "btr", compression, same_id_first=same_id_first).eval()
-    encode_corpus(span_encoder(reader, "btr", keep, LENGTH, same_id_first), corpus, tmp_path / "s", progress=False)
+    encode_corpus(
+        PassageEncoder(reader, "binary", keep, LENGTH, same_id_first=same_id_first),
+        corpus,
+        tmp_path / "s",
+        progress=False,
+    )
     store = Store(tmp_path / "s")
     assert store.settings.masked_bits == (12 if "masked" in code else 0)
     chunk = batches.examples[:4]
@@ -157,8 +162,8 @@ def test_from_a_store_it_reads_what_it_was_trained_on(
 def test_float_states_from_a_store(make_extractive, batches, corpus, tmp_path):
     reader = make_extractive()
     model = ExtractiveModel(reader, "deformer")
-    encode_corpus(span_encoder(reader, "deformer", 1.0, LENGTH), corpus, tmp_path / "s", progress=False)
-    assert span_encoder(reader, "deformer", 0.6, LENGTH, same_id_first=True).same_id_first
+    encode_corpus(PassageEncoder(reader, "float32", 1.0, LENGTH), corpus, tmp_path / "s", progress=False)
+    assert PassageEncoder(reader, "float32", 0.6, LENGTH, same_id_first=True).same_id_first
     chunk = batches.examples[:4]
     batch = batches.batch(chunk)
     torch.testing.assert_close(
@@ -166,7 +171,7 @@ def test_float_states_from_a_store(make_extractive, batches, corpus, tmp_path):
     )
     # A reader of bits keeps the same floats: nothing is taken off them.
     coded = calibrated(reader, [p for e in batches.examples for p in e.passages], LENGTH, centroids=True)
-    encode_corpus(span_encoder(coded, "deformer", 1.0, LENGTH), corpus, tmp_path / "c", progress=False)
+    encode_corpus(PassageEncoder(coded, "float32", 1.0, LENGTH), corpus, tmp_path / "c", progress=False)
     both = ExtractiveModel(coded, "deformer")
     next(answer_spans(both, batches, 5, Store(tmp_path / "c")))
     assert torch.equal(
@@ -366,7 +371,7 @@ def test_what_a_form_refuses(make_extractive, passages):
     with pytest.raises(ValueError, match=r"masked_bits must be in 0\.\.20, got 21"):
         calibrated(reader, passages, LENGTH, masked_bits=21)
     with pytest.raises(ValueError, match=r"passage_length must be at most \d+ for this model, got 5000"):
-        span_encoder(reader, "deformer", 1.0, 5000)
+        PassageEncoder(reader, "float32", 1.0, 5000)
     with pytest.raises(ValueError, match="centroids"):
         calibrated(reader, passages, LENGTH, calibrate=False, centroids=True)
     with pytest.raises(ValueError, match=r"cut_layer must be in 1\.\.1"):

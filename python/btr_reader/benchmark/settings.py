@@ -16,7 +16,7 @@ ReaderName = Literal["atlas", "deformer", "atlas-int8", "btr", "btr-int8", "btr-
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class Kind(NamedTuple):
+class ReaderKind(NamedTuple):
     """Form of a reader, the precision of its projections of floats, and whether a code restores its bits."""
 
     form: Form
@@ -24,14 +24,14 @@ class Kind(NamedTuple):
     centroids: bool = False
 
 
-READERS: dict[ReaderName, Kind] = {
-    "atlas": Kind("atlas", "float"),
-    "deformer": Kind("deformer", "float"),
-    "atlas-int8": Kind("atlas", "int8"),
-    "btr": Kind("btr", "float"),
-    "btr-int8": Kind("btr", "int8"),
-    "btr-centroids": Kind("btr", "float", centroids=True),
-    "btr-centroids-int8": Kind("btr", "int8", centroids=True),
+READERS: dict[ReaderName, ReaderKind] = {
+    "atlas": ReaderKind("atlas", "float"),
+    "deformer": ReaderKind("deformer", "float"),
+    "atlas-int8": ReaderKind("atlas", "int8"),
+    "btr": ReaderKind("btr", "float"),
+    "btr-int8": ReaderKind("btr", "int8"),
+    "btr-centroids": ReaderKind("btr", "float", centroids=True),
+    "btr-centroids-int8": ReaderKind("btr", "int8", centroids=True),
 }
 #: What is measured unless told.
 DEFAULT_READERS: tuple[ReaderName, ...] = tuple(name for name, kind in READERS.items() if not kind.centroids)

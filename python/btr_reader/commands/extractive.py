@@ -40,17 +40,15 @@ def encode(
         device: cpu, cuda, or cuda with a number.
     """
     from ..devices import parse_device
-    from ..encoding import encode_corpus
+    from ..encoding import PassageEncoder, encode_corpus
     from ..extractive.reader import load_extractive_reader
-    from ..extractive.stored import span_encoder
 
     if same_id_first and keep == 1:
         raise ValueError("--same-id-first says what is merged first, but nothing is: pass --keep below 1")
     loaded = load_extractive_reader(reader).to(parse_device(device))
-    binary = kind == "binary"
-    if binary and loaded.code is None:
+    if kind == "binary" and loaded.code is None:
         raise ValueError(f"{reader}: was not trained on bits; make a store of --kind float32, or train it on them")
-    encoder = span_encoder(loaded, "btr" if binary else "deformer", keep, passage_length, same_id_first)
+    encoder = PassageEncoder(loaded, kind, keep, passage_length, same_id_first=same_id_first)
     added = encode_corpus(encoder, passages, out, shard_passages=shard_passages, batch_size=batch_size)
     print(outcome(out, added))
 
@@ -89,7 +87,7 @@ def answer(
     """
     from tqdm import tqdm
 
-    from ..answering import check_store, form_of
+    from ..answering import form_of
     from ..devices import parse_device
     from ..extractive.answering import answers_in_order
     from ..extractive.examples import SpanBatches, read_span_examples
@@ -110,8 +108,6 @@ def answer(
     done = finished_lines(out, resume, overwrite, given)
     loaded = load_extractive_reader(reader).to(parse_device(device))
     opened = None if store is None else Store(store)
-    if opened is not None:
-        check_store(opened, loaded)
     loaded.check_passage_length(passage_length if opened is None else opened.settings.passage_length)
     model = ExtractiveModel(loaded, form_of(opened), Compression(joint=keep_joint, similarity=similarity))
     examples = read_span_examples(questions)

@@ -85,16 +85,14 @@ class ExtractiveModel(nn.Module):
             states = encoder.from_cut(floats, settings)
             return self._joint(batch.query, states, passages.sizes, None, batch.allowed, trace)
         ids = passages.content
-        positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
-        signs = binary_signs(self.code.deviation(normalised, ids, positions), self.surrogate.at(progress))
-        restored = self.code.restore(signs, ids, positions)
+        signs = binary_signs(self.code.deviation(normalised, ids), self.surrogate.at(progress))
+        restored = self.code.restore(signs, ids)
         sizes, slots, read = passages.sizes, None, restored
         if self.compression.offline < 1:
             signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
             # A merged token is read as its earliest token.
-            positions = merged.positions.long()
-            kept = ids.gather(2, positions)
-            read, sizes = self.code.restore(signs, kept, positions), merged.sizes
+            kept = ids.gather(2, merged.positions.long())
+            read, sizes = self.code.restore(signs, kept, merged.positions), merged.sizes
         output = self._joint(batch.query, encoder.from_cut(read, settings), sizes, slots, batch.allowed, trace)
         return replace(output, states=floats, restored=restored, sizes=passages.sizes)
 
@@ -110,9 +108,7 @@ class ExtractiveModel(nn.Module):
         """
         encoder, settings = self.encoder, self.reader.settings
         if self.form == "btr":
-            positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
-            positions = positions if stored.positions is None else stored.positions.long()
-            states = self.code.restore_bits(stored.content.to(ids.device), ids, positions)
+            states = self.code.restore_bits(stored.content.to(ids.device), ids, stored.positions)
         elif self.form == "deformer":
             norm = encoder.cut_norm(settings)
             states = torch.addcmul(norm.bias, stored.content, norm.weight)

@@ -98,8 +98,7 @@ class ExtractiveReader:
         ids: int64 `(N, T)`; sizes: int32 `(N, T)`, 0 for padding; every passage needs a token.
         """
         states = BertFusionEncoder(self.model, self.query_length).passage_states(ids, sizes, self.settings)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return states if self.code is None else self.code.deviation(states, ids, positions)
+        return states if self.code is None else self.code.deviation(states, ids)
 
     def fingerprint(self) -> str:
         """SHA-256 of all that the states in a store depend on: cut, tokenizer, places, layers 1..k, tables."""

@@ -7,22 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..encoding import PassageEncoder
 from ..store import Store
 from .examples import SpanBatch, SpanExample
 from .forward import ExtractiveModel, SpanOutput
-from .reader import ExtractiveReader
-
-
-def span_encoder(
-    reader: ExtractiveReader, form: str, keep: float, passage_length: int, same_id_first: bool = False
-) -> PassageEncoder:
-    """Encodes passages as a form of a reader keeps them: float32 states for `deformer`, its code's bits for `btr`.
-
-    keep, passage_length, same_id_first: as in `PassageEncoder`, which raises the same errors.
-    """
-    kind = "float32" if form == "deformer" else "binary"
-    return PassageEncoder(reader, kind, keep, passage_length, same_id_first=same_id_first)
 
 
 @torch.no_grad()

@@ -54,11 +54,20 @@ def load_tables(path: Path, vocabulary: int, channels: int, stored_bits: int) ->
     tensors = map_tensors(path)
     for name in ("mask", "majority"):
         check_tensor(path, tensors, name, np.uint8, (vocabulary, -(-channels // 8)))
-    mask = torch.from_numpy(tensors["mask"])
-    set_bits = btr_kernels.hamming_distance(mask, torch.zeros_like(mask[:1]))
-    if bool((set_bits != stored_bits).any()):
+    mask, majority = torch.from_numpy(tensors["mask"]), torch.from_numpy(tensors["majority"])
+    if bool((set_bits(mask) != stored_bits).any()):
         raise ValueError(f"{path}: damaged file: each mask must have {stored_bits} bits")
-    pad = -channels % 8
-    if pad and any((tensors[name][:, -1] >> (8 - pad)).any() for name in ("mask", "majority")):
+    if pad_bits_set(mask, channels) or pad_bits_set(majority, channels):
         raise ValueError(f"{path}: damaged file: pad bits beyond channel {channels} are set")
     return TokenTables(tensors["mask"], tensors["majority"], stored_bits)
+
+
+def set_bits(bits: torch.Tensor) -> torch.Tensor:
+    """How many bits are set in each row of uint8 `(n, w)`, int32 `(n, 1)`."""
+    return btr_kernels.hamming_distance(bits, torch.zeros_like(bits[:1]))
+
+
+def pad_bits_set(bits: torch.Tensor, channels: int) -> bool:
+    """Whether a row of uint8 `(n, w)` has bits beyond its channels."""
+    pad = -channels % 8
+    return pad > 0 and bool((bits[:, -1] >> (8 - pad)).any())

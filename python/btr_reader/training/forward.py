@@ -160,19 +160,18 @@ class TrainableReader(nn.Module):
     ) -> tuple[States, PassageBatch, dict[str, Tensor], Tensor | None]:
         """What the joint layers read, its batch, the fields of `Output`, and the slots of merging, if there is any."""
         ids = passages.content
-        positions = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
-        deviation = floats if self.code is None else self.code.deviation(floats, ids, positions)
+        deviation = floats if self.code is None else self.code.deviation(floats, ids)
         signs = binary_signs(deviation, self.surrogate.at(progress))
-        whole = self._restored(signs, ids, positions)
+        whole = self._restored(signs, ids, None)
         extra = {"states": floats, "restored": whole.residual(), "sizes": passages.sizes}
         if self.compression.offline == 1:
             return whole, passages, extra, None
         # A store restores what is left after merging by id and place of the earliest token that went there.
         signs, merged, slots = merge_signs(signs, passages, self.compression.offline, self.same_id_first)
-        positions = merged.positions.long()
-        return self._restored(signs, ids.gather(-1, positions), positions), merged, extra, slots
+        kept = ids.gather(-1, merged.positions.long())
+        return self._restored(signs, kept, merged.positions), merged, extra, slots
 
-    def _restored(self, signs: Tensor, ids: Tensor, positions: Tensor) -> States:
+    def _restored(self, signs: Tensor, ids: Tensor, positions: Tensor | None) -> States:
         if self.code is not None:
             return FloatStates(self.code.restore(signs, ids, positions))
         if self.mask is not None:
